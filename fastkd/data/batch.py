@@ -33,7 +33,7 @@ class NeighborGraph:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Structures laid end to end. Floating tensors share one dtype.
+    """Structures laid end to end. Floating tensors share one dtype, except ``energy``, which is always float64: totals are large.
 
     ``labelled`` tells which graphs have an energy and forces; entries of ``energy`` and ``forces`` of the others are 0 and mean nothing.
     """
@@ -44,7 +44,7 @@ class Batch:
     graph_index: Tensor  #: [n_atoms] int64
     cell: Tensor  #: [n_graphs, 3, 3] Å, rows are lattice vectors; zero where not periodic
     pbc: Tensor  #: [n_graphs, 3] bool
-    energy: Tensor  #: [n_graphs] eV
+    energy: Tensor  #: [n_graphs] float64, eV, total
     forces: Tensor  #: [n_atoms, 3] eV/Å
     labelled: Tensor  #: [n_graphs] bool
     structure_index: Tensor  #: [n_graphs] int64, position of each graph in its data set
@@ -85,6 +85,7 @@ class Batch:
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
-                moved[item.name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+                cast = dtype if value.is_floating_point() and item.name != "energy" else None
+                moved[item.name] = value.to(device=device, dtype=cast)
         graphs = self.graphs if device is None else {cutoff: graph.to(device) for cutoff, graph in self.graphs.items()}
         return replace(self, graphs=graphs, **moved)

@@ -39,7 +39,7 @@ class Features:
 class Prediction:
     """Output of a model for a batch."""
 
-    energy: Tensor  #: [n_graphs] eV, reference energies included
+    energy: Tensor  #: [n_graphs] float64, eV, reference energies included
     forces: Tensor | None  #: [n_atoms, 3] eV/Å
     atom_energy: Tensor  #: [n_atoms] eV, reference energies *not* included
     features: Features
@@ -107,5 +107,5 @@ class Potential(nn.Module):
                 predicted_forces = readout.forces * self.energy_scale.to(readout.forces.dtype)
         reference = self.reference_energy[batch.atomic_numbers]
         # totals are large and differences small: references are added in float64
-        energy = interaction + segment_reduce(reference, batch.atom_ptr, "sum").to(interaction.dtype)
+        energy = interaction.double() + segment_reduce(reference, batch.atom_ptr, "sum")
         return Prediction(energy, predicted_forces if forces else None, atom_energy, readout.features)

@@ -1,0 +1,148 @@
+"""The typed schema of a training run: it is the validation, the ``--help``, the documentation and the JSON schema.
+
+Every field has a default and a description that ends with its unit in square brackets where it has one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are checked on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, frozen=True)
+
+
+class RunConfig(Section):
+    """Where a run lives and how it is started."""
+
+    dir: Path = Field(Path("runs/default"), description="run folder; must not hold a run unless run.resume is true")
+    seed: NonNegativeInt = Field(0, description="seed of initial weights, batch order and choice of labelled structures")
+    resume: bool = Field(False, description="go on with the run in run.dir from its last checkpoint, bit for bit")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["float32", "float64"] = Field("float32", description="of weights and positions; energies are summed in float64")
+    threads: NonNegativeInt = Field(0, description="CPU threads; 0 measures which of 1 and all is faster on this machine for this run")
+    report: bool = Field(True, description="write report.html with learning curves and parity plots")
+    inference_repeats: PositiveInt = Field(5, description="timed passes for atoms per second at inference")
+
+
+class DataConfig(Section):
+    """Which structures are used for what."""
+
+    path: str = Field("embedded", description="HDF5 file (format v1), or 'embedded' for the data set that ships with fastkd")
+    systems: list[str] = Field([], description="use only these systems of the file; empty uses all")
+    train_split: str = Field("train", description="name of the split to train on")
+    val_split: str = Field("val", description="name of the split that chooses the best checkpoint")
+    test_split: str = Field("test", description="name of the split of the final table")
+    labelled: NonNegativeInt = Field(0, description="how many training structures have labels, chosen by run.seed; 0 means all")
+    unlabelled: NonNegativeInt = Field(0, description="how many more training structures are used without labels; needs a teacher")
+    val_size: NonNegativeInt = Field(0, description="at most so many validation structures, evenly spaced; 0 means all")
+    test_size: NonNegativeInt = Field(0, description="at most so many test structures, evenly spaced; 0 means all")
+    batch_size: PositiveInt = Field(8, description="structures per batch, at most")
+    batch_atoms: NonNegativeInt = Field(0, description="atoms per batch, at most; 0 means no limit")
+    batch_edges: NonNegativeInt = Field(0, description="edges per batch, at most; 0 means no limit")
+    labelled_fraction: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of each batch drawn from the labelled structures when some have none; 0 draws in proportion"
+    )
+    reference_energies: Literal["fit", "none"] | dict[str, float] = Field(
+        "fit", description="energy of each element: fit by least squares to the labelled structures, none, or given as {symbol: E} [eV]"
+    )
+    allow_missing_labels: bool = Field(False, description="treat structures with NaN labels as unlabelled instead of stopping")
+
+
+class ModelConfig(Section):
+    """The model that is trained (the student, if there is a teacher)."""
+
+    kind: Literal["painn", "schnet"] = Field("painn", description="architecture")
+    width: PositiveInt = Field(32, description="features per atom")
+    layers: PositiveInt = Field(2, description="interaction blocks")
+    radial: PositiveInt = Field(20, description="radial basis functions")
+    cutoff: PositiveFloat = Field(5.0, description="neighbours are closer than this [Å]")
+    forces: Literal["conservative", "direct"] = Field("conservative", description="−dE/dx, or a head of their own (PaiNN only)")
+
+
+class TeacherConfig(Section):
+    """A frozen model to learn from."""
+
+    path: str = Field("", description="folder with model.safetensors and model.json, 'embedded', or empty for no teacher")
+    cache: Literal["memory", "none"] = Field("memory", description="keep teacher outputs of each training structure, or compute them anew")
+
+
+class TermConfig(Section):
+    """One distillation term: strategy, weight, loss and projection."""
+
+    kind: Literal["energy", "forces", "atom_energy", "n2n", "e2n", "v2v"] = Field(description="strategy (docs/distillation.md)")
+    weight: NonNegativeFloat = Field(1.0, description="λ, multiplies the term")
+    loss: Literal["auto", "mse", "mae", "huber", "l2"] = Field(
+        "auto", description="auto is the papers' choice: mae for energies, l2 (mean norm) for forces, mse for features"
+    )
+    projection: Literal["linear", "identity", "mlp"] = Field("linear", description="of the student's feature; v2v has no bias, ever")
+    reduce: Literal["sum", "mean"] = Field("sum", description="of teacher edges into atoms (e2n, v2v from edge features)")
+    student_layers: list[int] = Field([], description="blocks whose features are concatenated, counted from 1; empty means the last")
+
+
+class DistillConfig(Section):
+    """Distillation terms, in addition to the loss on labels."""
+
+    terms: list[TermConfig] = Field([], description="list of terms")
+
+
+class LossConfig(Section):
+    """The loss on labels: energy_weight · MAE(E) + forces_weight · mean ‖ΔF‖."""
+
+    energy_weight: NonNegativeFloat = Field(1.0, description="a_E, weight of the energy error")
+    forces_weight: NonNegativeFloat = Field(100.0, description="a_F, weight of the force error")
+    per_atom_energy: bool = Field(False, description="divide each structure's energy error by its number of atoms")
+
+
+class TrainConfig(Section):
+    """Optimisation."""
+
+    steps: PositiveInt = Field(2000, description="optimiser steps")
+    learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate")
+    weight_decay: NonNegativeFloat = Field(0.0, description="of AdamW")
+    amsgrad: bool = Field(False, description="AMSGrad variant of AdamW")
+    warmup: NonNegativeInt = Field(100, description="steps of linear warm-up")
+    schedule: Literal["constant", "cosine", "plateau", "step"] = Field("cosine", description="after the warm-up")
+    schedule_factor: PositiveFloat = Field(0.5, description="plateau and step: multiply the learning rate by this")
+    schedule_patience: NonNegativeInt = Field(5, description="plateau: evaluations without improvement before a reduction")
+    schedule_milestones: list[PositiveInt] = Field([], description="step: optimiser steps at which the rate is multiplied")
+    final_fraction: NonNegativeFloat = Field(0.01, description="cosine: last learning rate over the peak")
+    ema_decay: float = Field(0.99, ge=0.0, lt=1.0, description="exponential moving average of the weights, used to evaluate; 0 for none")
+    clip: NonNegativeFloat = Field(10.0, description="largest gradient norm; 0 for no clipping")
+    evaluate_every: PositiveInt = Field(200, description="steps between evaluations on the validation split")
+    checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints")
+    stop_after: NonNegativeInt = Field(0, description="evaluations without improvement before an early stop; 0 for never")
+
+
+class ArmConfig(Section):
+    """One run of a comparison: the same config with some keys changed."""
+
+    name: str = Field(description="folder and key of the arm", pattern=r"^[a-z0-9_-]+$")
+    title: str = Field("", description="how the tables call it")
+    set: dict[str, object] = Field({}, description="dotted key: value, as on the command line")
+
+
+class CompareConfig(Section):
+    """Several runs side by side, and how much of the gap to the teacher each closes. No arms means a single run."""
+
+    arms: list[ArmConfig] = Field([], description="the runs; the first is the baseline of 'gap closed'")
+    seeds: list[NonNegativeInt] = Field([], description="seeds of every arm; empty uses run.seed")
+    bootstrap: PositiveInt = Field(1000, description="resamples of test structures (and seeds) for the interval of 'gap closed'")
+
+
+class Config(Section):
+    """A training run, whole."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    distill: DistillConfig = DistillConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    compare: CompareConfig = CompareConfig()
