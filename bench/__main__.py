@@ -1,0 +1,37 @@
+"""``python -m bench``: every benchmark of this folder, one after another, each in a process of its own.
+
+Results go to ``runs/bench/*.json`` (``--out``). A benchmark checks its results against its peers before it prints a speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = {
+    "kernels": "every op forward, backward and twice, against the reference and torch.compile",
+    "schnet_pyg": "a SchNet training step against torch_geometric's SchNet",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON results")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in args.names or BENCHMARKS:
+        print(f"== {name}: {BENCHMARKS[name]}", flush=True)
+        command = [sys.executable, "-m", f"bench.bench_{name}", "--json", str(args.out / f"{name}.json")]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The projected loss on vector channels."""
