@@ -17,3 +17,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint or a run folder."""
+
+
+class TrainingError(UserError):
+    """A run that cannot go on as it is configured, such as one whose loss became NaN."""

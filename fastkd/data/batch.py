@@ -6,9 +6,10 @@ Shapes and units follow the table of canonical names in docs/architecture.md: eV
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import torch
-from fastkd_kernels import CSRGraph
+from fastkd_kernels import CSRGraph, PairIndex
 from torch import Tensor
 
 
@@ -19,12 +20,19 @@ class NeighborGraph:
     csr: CSRGraph
     cutoff: float  #: Å
     edge_shift: Tensor  #: [n_edges, 3] int64, periodic image of the source
-    pair: Tensor  #: [n_edges] int64, number of the undirected pair an edge belongs to; the two directions share one
+    pair: Tensor  #: [n_edges] int64, number of the undirected pair an edge belongs to; the two directions share one (or each is its own)
     pair_edge: Tensor  #: [n_pairs] int64, one edge of each pair: ``edge_length[pair_edge][pair] == edge_length``
 
     @property
     def num_edges(self) -> int:
         return self.csr.num_edges
+
+    @cached_property
+    def pairs(self) -> PairIndex | None:
+        """The two directed edges of each pair, or None if some edge has no reverse (a limit on neighbours cut it off)."""
+        if 2 * self.pair_edge.shape[0] != self.num_edges:
+            return None
+        return PairIndex(self.pair, torch.sort(self.pair, stable=True).indices.view(-1, 2))
 
     def to(self, device: torch.device | str) -> NeighborGraph:
         """The same graph on another device."""

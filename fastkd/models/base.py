@@ -6,14 +6,18 @@ A model predicts an energy per atom; the sum over a graph plus fixed per-element
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Self
 
 import torch
-from fastkd_kernels import segment_reduce
+from fastkd_kernels import CSRGraph, edge_to_node, segment_reduce
+from fastkd_kernels.graph import transpose
 from torch import Tensor, nn
 
 from fastkd.data.batch import Batch
+from fastkd.errors import DataError
 
 MAX_ATOMIC_NUMBER = 118
 ForceMode = Literal["conservative", "direct"]
@@ -24,15 +28,31 @@ FeatureKind = Literal["node", "edge", "vector", "atom_energy"]
 class Features:
     """What a model offers to distillation, each optional.
 
-    ``edge`` belongs to the edges of the graph with the model's own cutoff, in that graph's order; ``layers`` are the scalar node
-    embeddings after each block, from the embedding (first) to the last.
+    ``edge`` belongs to the edges of the graph with the model's own cutoff, in that graph's order, and is computed when it is first
+    read; ``layers`` are the scalar node embeddings from the embedding (first) to the last block.
     """
 
     node: Tensor | None = None  #: [n_atoms, c]
-    edge: Tensor | None = None  #: [n_edges, c]
+    compute_edge: Callable[[], Tensor] | None = None  #: gives ``edge``, [n_edges, c]
     vector: Tensor | None = None  #: [n_atoms, 3, c]
     layers: tuple[Tensor, ...] = ()  #: each [n_atoms, c]
-    vector_layers: tuple[Tensor, ...] = ()  #: each [n_atoms, 3, c]
+    vector_layers: tuple[Tensor, ...] = ()  #: each [n_atoms, 3, c]; shorter than ``layers``: there are no vectors before the first block
+
+    @cached_property
+    def edge(self) -> Tensor | None:
+        """[n_edges, c], or None if the model has no edge feature."""
+        return None if self.compute_edge is None else self.compute_edge()
+
+    def detach(self) -> Features:
+        """The same numbers without autograd's graph."""
+        compute = self.compute_edge
+        return Features(
+            node=_detached(self.node),
+            compute_edge=None if compute is None else lambda: compute().detach(),
+            vector=_detached(self.vector),
+            layers=tuple(layer.detach() for layer in self.layers),
+            vector_layers=tuple(layer.detach() for layer in self.vector_layers),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +79,7 @@ class Potential(nn.Module):
 
     Buffers ``reference_energy`` [119] (eV by atomic number, 0 for elements never seen), ``known_element`` [119] (bool) and
     ``energy_scale`` [] (eV, multiplies predictions so that the network works with numbers near one) are part of the state dict.
+    The two energies stay float64 when the module is cast: totals are large.
     """
 
     reference_energy: Tensor
@@ -70,11 +91,17 @@ class Potential(nn.Module):
         self.cutoff = float(cutoff)  #: Å
         self.force_mode: ForceMode = force_mode
         self.register_buffer("reference_energy", torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64))
-        self.register_buffer("known_element", torch.ones(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool))
+        known = torch.ones(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool)
+        known[0] = False
+        self.register_buffer("known_element", known)
         self.register_buffer("energy_scale", torch.ones((), dtype=torch.float64))
 
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
-        """Network proper: ``edge_vector`` [n_edges, 3] Å in the order of ``batch.graph(self.cutoff)``."""
+        """Network proper: ``edge_vector`` [n_edges, 3] Å in the order of ``batch.graph(self.cutoff)``.
+
+        Where ``edge_vector`` is a leaf of autograd's graph, only its first derivative is ever asked for, and a model may save the work
+        that higher ones need; where it was computed from positions that require a gradient, all orders must be right.
+        """
         raise NotImplementedError
 
     @property
@@ -85,27 +112,79 @@ class Potential(nn.Module):
     def forward(self, batch: Batch, *, forces: bool = True, create_graph: bool | None = None) -> Prediction:
         """Energies, forces and features of a batch.
 
+        Derivatives of the outputs reach the weights. They reach positions too if ``batch.positions`` requires a gradient, to any
+        order; otherwise that work is left out.
+
         Args:
             batch: must hold the neighbour graph of ``self.cutoff``.
             forces: whether to compute forces.
             create_graph: whether conservative forces can be differentiated again; default: while training with grad enabled.
+
+        Raises:
+            DataError: if the batch holds an element that the model does not know.
         """
+        self.check_elements(batch)
         differentiate = forces and self.force_mode == "conservative"
+        wants_graph = torch.is_grad_enabled()
         if create_graph is None:
-            create_graph = self.training and torch.is_grad_enabled()
-        with torch.set_grad_enabled(torch.is_grad_enabled() or differentiate):
-            positions = batch.positions.detach().requires_grad_(True) if differentiate else batch.positions
+            create_graph = self.training and wants_graph
+        with torch.set_grad_enabled(wants_graph or differentiate):
             graph = batch.graph(self.cutoff)
-            readout = self.represent(batch, batch.edge_vectors(graph, positions))
+            edge_vector = batch.edge_vectors(graph, batch.positions)
+            if differentiate and not edge_vector.requires_grad:
+                edge_vector = edge_vector.detach().requires_grad_(True)
+            readout = self.represent(batch, edge_vector)
             atom_energy = readout.atom_energy * self.energy_scale.to(readout.atom_energy.dtype)
             interaction = segment_reduce(atom_energy, batch.atom_ptr, "sum")
             predicted_forces = readout.forces
             if differentiate:
-                (gradient,) = torch.autograd.grad(interaction.sum(), positions, create_graph=create_graph, allow_unused=True)
-                predicted_forces = torch.zeros_like(positions) if gradient is None else -gradient
+                (g,) = torch.autograd.grad(interaction.sum(), edge_vector, create_graph=create_graph, allow_unused=True)
+                predicted_forces = torch.zeros_like(batch.positions) if g is None else _forces_from_edges(g, graph.csr)
             elif readout.forces is not None:
                 predicted_forces = readout.forces * self.energy_scale.to(readout.forces.dtype)
-        reference = self.reference_energy[batch.atomic_numbers]
-        # totals are large and differences small: references are added in float64
-        energy = interaction.double() + segment_reduce(reference, batch.atom_ptr, "sum")
-        return Prediction(energy, predicted_forces if forces else None, atom_energy, readout.features)
+            reference = self.reference_energy[batch.atomic_numbers]
+            # totals are large and differences small: references are added in float64
+            energy = interaction.double() + segment_reduce(reference, batch.atom_ptr, "sum")
+        if wants_graph:
+            return Prediction(energy, predicted_forces if forces else None, atom_energy, readout.features)
+        return Prediction(energy.detach(), _detached(predicted_forces) if forces else None, atom_energy.detach(), readout.features.detach())
+
+    def check_elements(self, batch: Batch) -> None:
+        """Raise DataError if an atom's element is not among those the model was made for."""
+        if torch.compiler.is_compiling() or (batch.positions.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        numbers = batch.atomic_numbers
+        clamped = numbers.clamp(0, MAX_ATOMIC_NUMBER)
+        known = self.known_element[clamped] & (clamped == numbers)
+        if bool(known.all()):
+            return
+        atom = int((~known).nonzero()[0])
+        structure = int(batch.structure_index[batch.graph_index[atom]])
+        elements = ", ".join(_symbol(int(z)) for z in self.known_element.nonzero().flatten())
+        first = int(batch.atom_ptr[batch.graph_index[atom]])
+        raise DataError(
+            f"structure {structure} holds {_symbol(int(numbers[atom]))} (atom {atom - first}), which this model does not know; "
+            f"it knows {elements}. Leave the structure out, or train a model on data with this element."
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        precise = {name: getattr(self, name) for name in ("reference_energy", "energy_scale")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in precise.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
+
+def _forces_from_edges(g: Tensor, graph: CSRGraph) -> Tensor:
+    """−dE/dx from dE/d(edge vector) [n_edges, 3]: each edge pulls its two ends with opposite forces. [n_atoms, 3]."""
+    return edge_to_node(g, CSRGraph(*transpose(*graph.tensors))) - edge_to_node(g, graph)
+
+
+def _detached(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach()
+
+
+def _symbol(atomic_number: int) -> str:
+    from ase.data import chemical_symbols
+
+    return chemical_symbols[atomic_number] if 0 < atomic_number <= MAX_ATOMIC_NUMBER else f"atomic number {atomic_number}"

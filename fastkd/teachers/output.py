@@ -16,7 +16,8 @@ from fastkd.models.base import FeatureKind, Potential
 
 #: What a term may ask of a teacher. ``edge_sum`` and ``edge_vector_sum`` are edge features already summed into their target atoms:
 #: no student takes part in that sum, so it is done once, and a cache keeps [n_atoms, …] instead of [n_edges, …].
-Need = Literal["energy", "forces", "atom_energy", "node", "vector", "edge_sum", "edge_vector_sum"]
+#: ``degree`` turns those sums into means.
+Need = Literal["energy", "forces", "atom_energy", "node", "vector", "edge_sum", "edge_vector_sum", "degree"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,7 @@ class TeacherOutput:
     edge_direction: Tensor | None = None  #: [n_edges, 3] unit vectors from source to target
     edge_sum: Tensor | None = None  #: [n_atoms, d_edge] Σ over incoming edges of edge
     edge_vector_sum: Tensor | None = None  #: [n_atoms, 3, d_edge] Σ over incoming edges of edge_direction ⊗ edge
+    degree: Tensor | None = None  #: [n_atoms] int64, incoming edges of each atom
     graph: CSRGraph | None = None
     cutoff: float | None = None  #: Å, of graph
 
@@ -52,7 +54,7 @@ class Offer:
     @classmethod
     def of(cls, model: Potential, role: str) -> Offer:
         """The offer of a model; ``role`` (student, teacher) goes into messages."""
-        blocks = getattr(model, "num_blocks", 0)
+        blocks = getattr(getattr(model, "options", None), "layers", 0)
         reference = model.reference_energy.detach().to("cpu", torch.float64, copy=True)
         return cls(f"{role} ({type(model).__name__})", dict(model.feature_widths), int(blocks), reference)
 

@@ -105,9 +105,7 @@ def _rows_fake(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, k
     return x.new_empty(x.shape[0], dtype=accumulator(x))
 
 
-def _backward_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, upstream: Tensor, kind: str, needs: list[bool]
-) -> Grads:
+def _backward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, upstream: Tensor, kind: str, needs: list[bool]) -> Grads:
     shapes = (x.shape, weight.shape, weight.shape[:1], target.shape)
     grads = [x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True)]
     return grads[0], grads[1], grads[2], grads[3]

@@ -1,0 +1,95 @@
+"""Maps from a student's feature to the width of a teacher's, and their losses.
+
+Projections belong to a term, not to the student: they are trained with it and dropped after training, so that the student's state
+dict is exactly the model's, before, during and after distillation.
+
+Example:
+    >>> projection = LinearProjection(32, 64, bias=True, generator=torch.Generator().manual_seed(0))
+    >>> loss = projection.node_loss(student_node, teacher_node, "mse")
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from fastkd_kernels import projected_loss, vector_loss
+from torch import Tensor, nn
+
+FeatureLoss = Literal["mse", "mae", "huber"]
+
+
+def elementwise(residual: Tensor, kind: FeatureLoss) -> Tensor:
+    """Mean over all elements of ρ(residual): r², |r|, or Huber's with δ = 1; 0 for an empty tensor.
+
+    Huber is r²/2 where |r| ≤ 1 and |r| − 1/2 beyond.
+    """
+    zero = torch.zeros_like(residual)
+    functions = {"mse": nn.functional.mse_loss, "mae": nn.functional.l1_loss, "huber": nn.functional.huber_loss}
+    return functions[kind](residual, zero, reduction="sum") / max(residual.numel(), 1)
+
+
+def _linear_init(outputs: int, inputs: int, *, bias: bool, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Weight [outputs, inputs] and bias [outputs] as `torch.nn.Linear` draws them: U(−k, k) with k = 1/√inputs."""
+    weight = torch.empty(outputs, inputs)
+    nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+    if not bias:
+        return nn.Parameter(weight), None
+    bound = 1 / math.sqrt(inputs)
+    return nn.Parameter(weight), nn.Parameter(nn.init.uniform_(torch.empty(outputs), -bound, bound, generator=generator))
+
+
+class Projection(nn.Module):
+    """Base of all projections: from a student's feature to the loss against a teacher's."""
+
+    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+        """Mean over atoms and channels of ρ(M(feature) − target); ``feature`` [n_atoms, c], ``target`` [n_atoms, d]."""
+        raise NotImplementedError
+
+    def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+        """Mean over atoms, axes and channels of ρ(M(feature) − target); ``feature`` [n_atoms, 3, c], ``target`` [n_atoms, 3, d]."""
+        raise NotImplementedError
+
+
+class LinearProjection(Projection):
+    """x · weightᵀ + bias. For vectors there is no bias: mixing channels alone commutes with rotations."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight, drawn = _linear_init(outputs, inputs, bias=bias, generator=generator)
+        self.register_parameter("bias", drawn)
+
+    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+        dtype = self.weight.dtype
+        return projected_loss(feature.to(dtype), self.weight, self.bias, target.to(dtype), kind)
+
+    def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+        if self.bias is not None:
+            raise RuntimeError("a projection of vectors must not have a bias")
+        dtype = self.weight.dtype
+        return vector_loss(feature.to(dtype), self.weight, target.to(dtype), kind)
+
+
+class MLPProjection(Projection):
+    """Linear(inputs → 2 · width) – ReLU – Linear(2 · width → outputs), for scalar features only; ``width`` is that of one student layer."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.hidden_weight, self.hidden_bias = _linear_init(2 * width, inputs, bias=True, generator=generator)
+        self.out = LinearProjection(2 * width, outputs, bias=True, generator=generator)
+
+    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+        hidden = nn.functional.linear(feature.to(self.hidden_weight.dtype), self.hidden_weight, self.hidden_bias).relu()
+        return self.out.node_loss(hidden, target, kind)
+
+
+class IdentityProjection(Projection):
+    """No map at all: student and teacher have the same width."""
+
+    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+        dtype = torch.promote_types(feature.dtype, torch.float32)
+        return elementwise(feature.to(dtype) - target.to(dtype), kind)
+
+    def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+        return self.node_loss(feature, target, kind)

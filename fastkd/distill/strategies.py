@@ -1,0 +1,84 @@
+"""The strategies, each a small pure function on named tensors.
+
+Source: F. Ekström Kelvinius et al., Accelerating molecular graph neural networks via knowledge distillation, NeurIPS 2023, and the
+authors' public code for what the paper leaves open. Averages of features run over *all* atoms; fixed atoms are left out of forces only.
+"""
+
+from __future__ import annotations
+
+import fastkd_kernels
+import torch
+from fastkd_kernels import CSRGraph
+from torch import Tensor
+
+from fastkd.distill.projections import FeatureLoss, Projection, elementwise
+
+
+def energy_loss(student_energy: Tensor, teacher_energy: Tensor, kind: FeatureLoss = "mae") -> Tensor:
+    """vanilla (1), energy: mean over structures of ρ(E_s − E_t); both [n_graphs] in eV, subtracted in float64 because totals are large."""
+    return elementwise(student_energy.double() - teacher_energy.double(), kind)
+
+
+def forces_loss(student_forces: Tensor, teacher_forces: Tensor, kind: str = "l2", free: Tensor | None = None) -> Tensor:
+    """vanilla (1), forces: mean over free atoms of ‖F_s,i − F_t,i‖₂ in eV/Å; other kinds are means over components.
+
+    Args:
+        student_forces: [n_atoms, 3] eV/Å.
+        teacher_forces: [n_atoms, 3] eV/Å.
+        kind: ``l2``, ``mse``, ``mae`` or ``huber``.
+        free: [n_atoms] bool, atoms that may move; None for all.
+    """
+    residual = student_forces - teacher_forces.to(student_forces.dtype)
+    if free is not None:
+        residual = residual[free]
+    if kind != "l2":
+        return elementwise(residual, kind)  # type: ignore[arg-type]
+    # vector_norm has a zero subgradient at zero, so that a perfect student does not become NaN
+    return torch.linalg.vector_norm(residual, dim=-1).sum() / max(residual.shape[0], 1)
+
+
+def atom_energy_loss(student_atom_energy: Tensor, teacher_atom_energy: Tensor, shift: Tensor | None = None, kind: FeatureLoss = "mae") -> Tensor:
+    """vanilla (2): mean over atoms of ρ(E_s,i − E_t,i) in eV, contributions before the sum over a structure.
+
+    Args:
+        student_atom_energy: [n_atoms] eV, without reference energies.
+        teacher_atom_energy: [n_atoms] eV, without reference energies.
+        shift: [n_atoms] float64, eV, the teacher's reference energy of each atom minus the student's; None if they share them.
+        kind: ``mae``, ``mse`` or ``huber``.
+    """
+    target = teacher_atom_energy.double() if shift is None else teacher_atom_energy.double() + shift
+    return elementwise(student_atom_energy.double() - target, kind)
+
+
+def node_to_node(student_node: Tensor, teacher_node: Tensor, projection: Projection, kind: FeatureLoss = "mse") -> Tensor:
+    """n2n: mean_{i,c} ρ( M(x_s)_ic − x_t,ic ), ``student_node`` [n_atoms, k·c], ``teacher_node`` [n_atoms, d]."""
+    return projection.node_loss(student_node, teacher_node, kind)
+
+
+def edge_to_node(student_node: Tensor, teacher_edge_sum: Tensor, projection: Projection, kind: FeatureLoss = "mse") -> Tensor:
+    """e2n: mean_{i,c} ρ( M(x_s)_ic − [Σ_{s→i} e_t,si]_c ), ``teacher_edge_sum`` [n_atoms, d_edge] from `reduce_edges`."""
+    return projection.node_loss(student_node, teacher_edge_sum, kind)
+
+
+def vector_to_vector(student_vector: Tensor, teacher_vector: Tensor, projection: Projection, kind: FeatureLoss = "mse") -> Tensor:
+    """v2v: mean_{i,a,c} ρ( M(v_s)_iac − v_t,iac ), ``student_vector`` [n_atoms, 3, k·c], ``teacher_vector`` [n_atoms, 3, d].
+
+    M mixes channels and has no bias. ``teacher_vector`` is the teacher's own, or Σ_{s→i} r̂_si ⊗ e_t,si of its edge features. The loss is
+    invariant under rotations for ``mse``; ``mae`` and ``huber`` act on components and are not.
+    """
+    return projection.vector_loss(student_vector, teacher_vector, kind)
+
+
+def reduce_edges(edge: Tensor, graph: CSRGraph) -> Tensor:
+    """Σ over incoming edges, [n_edges, d] → [n_atoms, d]."""
+    return fastkd_kernels.edge_to_node(edge, graph)
+
+
+def reduce_edge_vectors(edge: Tensor, direction: Tensor, graph: CSRGraph) -> Tensor:
+    """Σ over incoming edges of direction ⊗ edge, [n_edges, d], [n_edges, 3] → [n_atoms, 3, d]."""
+    return fastkd_kernels.edge_to_node_vector(edge, direction, graph)
+
+
+def mean_of_sum(total: Tensor, degree: Tensor) -> Tensor:
+    """Means from sums over incoming edges, [n_atoms, …], ``degree`` [n_atoms]; atoms without edges keep 0."""
+    return total / degree.clamp(min=1).view(-1, *(1,) * (total.dim() - 1)).to(total.dtype)

@@ -1,0 +1,155 @@
+"""One optimiser step: batch → teacher targets → student → loss terms → backward → clip → AdamW → moving average.
+
+The loss is L = L_0 + Σ_k λ_k L_KD,k with L_0 = a_E · MAE(E) + a_F · mean_i ‖F_i − F_i^label‖₂ over labelled structures only
+(Ekström Kelvinius et al., NeurIPS 2023, arXiv:2306.14818, and the authors' code); distillation terms see every structure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fastkd.config import LossConfig, TrainConfig
+from fastkd.data.batch import Batch
+from fastkd.distill import Terms
+from fastkd.engine.ema import Average
+from fastkd.errors import TrainingError
+from fastkd.models.base import Potential, Prediction
+from fastkd.teachers import TeacherOutput
+
+#: Steps between looks at the loss on an accelerator, where every look waits for the device; on a CPU each step is looked at.
+ACCELERATOR_LOOKS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What one step saw, before it moved the weights; detached scalars."""
+
+    losses: dict[str, Tensor]  #: raw terms by name: energy [eV], forces [eV/Å], then those of distillation; ``total`` is the weighted sum
+    gradient_norm: Tensor
+    force_error: Tensor  #: eV/Å, mean ‖ΔF‖ over labelled atoms
+
+
+@dataclass(frozen=True, eq=False)
+class LabelLoss:
+    """The loss on labels and its two parts, scalars that can be differentiated; 0 where a batch has no labels."""
+
+    energy: Tensor  #: eV, mean |ΔE| over labelled structures (per atom if so configured)
+    forces: Tensor  #: eV/Å, mean ‖ΔF‖₂ over labelled atoms
+    total: Tensor
+
+
+def label_loss(prediction: Prediction, batch: Batch, config: LossConfig) -> LabelLoss:
+    """L_0 = a_E · MAE(E) + a_F · mean ‖ΔF‖₂ over labelled structures.
+
+    Args:
+        prediction: ``energy`` [n_graphs] eV, ``forces`` [n_atoms, 3] eV/Å.
+        batch: with labels where ``labelled`` says so.
+        config: a_E, a_F.
+
+    Returns:
+        Energy part (float64 differences: totals are large), force part and their weighted sum.
+    """
+    # masks instead of selections: shapes stay fixed, and an accelerator need not report back how many there are
+    graphs = batch.labelled.to(prediction.energy.dtype)
+    error = (prediction.energy - batch.energy).abs() * graphs
+    if config.per_atom_energy:
+        error = error / batch.atom_ptr.diff()
+    energy = error.sum() / graphs.sum().clamp(min=1.0)
+    if prediction.forces is None:
+        forces = energy.new_zeros(())
+    else:
+        atoms = batch.labelled[batch.graph_index].to(prediction.forces.dtype)
+        norm = torch.linalg.vector_norm(prediction.forces - batch.forces, dim=-1)
+        forces = (norm * atoms).sum() / atoms.sum().clamp(min=1.0)
+    return LabelLoss(energy, forces, config.energy_weight * energy + config.forces_weight * forces)
+
+
+@dataclass(eq=False)
+class Trainee:
+    """Everything that a step reads and changes."""
+
+    student: Potential
+    terms: Terms | None
+    teacher: Callable[[Batch], TeacherOutput] | None
+    optimizer: torch.optim.Optimizer
+    average: Average
+    loss: LossConfig
+    clip: float
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def trainable(student: Potential, terms: Terms | None) -> dict[str, nn.Parameter]:
+    """Parameters of the student and of the projections, named as in checkpoints, in a fixed order."""
+    named = {f"student.{name}": parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
+    if terms is not None:
+        named |= {f"terms.{name}": parameter for name, parameter in terms.named_parameters()}
+    return named
+
+
+def make_optimizer(parameters: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over all of them, fused: one call per step instead of a dozen per parameter."""
+    return torch.optim.AdamW(
+        list(parameters.values()), lr=config.learning_rate, weight_decay=config.weight_decay, amsgrad=config.amsgrad, fused=True
+    )
+
+
+def train_step(trainee: Trainee, batch: Batch, rate: float, step: int) -> StepResult:
+    """Do one step at the learning rate ``rate``.
+
+    Raises:
+        TrainingError: if the loss or the gradient is not finite; the weights then are those of before the step (on an
+            accelerator they may be a few steps further, the checkpoint is not).
+    """
+    losses, total, force_error = batch_loss(trainee, batch)
+    for parameter in trainee.parameters:
+        parameter.grad = None
+    total.backward()
+    # 0 means no clipping, but the norm is wanted anyway: it shows trouble first
+    limit = trainee.clip or math.inf
+    norm = nn.utils.clip_grad_norm_(trainee.parameters, limit, foreach=True)
+    if batch.positions.device.type == "cpu" or step % ACCELERATOR_LOOKS == 0:
+        require_finite(losses, norm, step)
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = rate
+    trainee.optimizer.step()
+    trainee.average.update()
+    return StepResult(losses, norm.detach(), force_error)
+
+
+def batch_loss(trainee: Trainee, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Raw losses by name (detached), the weighted total to differentiate, and the force error on labels."""
+    targets = trainee.teacher(batch) if trainee.teacher is not None else None
+    prediction = trainee.student(batch, forces=True)
+    labels = label_loss(prediction, batch, trainee.loss)
+    losses = {"energy": labels.energy.detach(), "forces": labels.forces.detach()}
+    total = labels.total.double()
+    if trainee.terms is not None and targets is not None:
+        for name, term in trainee.terms(prediction, targets, batch).items():
+            losses[f"kd_{name}"] = term.raw.detach()
+            total = total + term.weighted
+    losses["total"] = total.detach()
+    return losses, total, labels.forces.detach()
+
+
+def require_finite(losses: dict[str, Tensor], norm: Tensor, step: int) -> None:
+    """Stop before a NaN reaches the weights.
+
+    Raises:
+        TrainingError: naming the terms that are not finite.
+    """
+    if math.isfinite(float(losses["total"])) and math.isfinite(float(norm)):
+        return
+    bad = [name for name, value in losses.items() if name != "total" and not math.isfinite(float(value))]
+    what = f"the loss ({', '.join(bad)}) is" if bad else "the gradient is" if math.isfinite(float(losses["total"])) else "the loss is"
+    raise TrainingError(
+        f"{what} not finite at step {step + 1}; the last checkpoint is kept. Lower train.learning_rate or train.clip, lengthen "
+        "train.warmup, or look for absurd labels with the data card"
+    )

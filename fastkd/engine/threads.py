@@ -1,0 +1,50 @@
+"""How many CPU threads a run should use: measured, because two can be slower than one on small molecules or a shared machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+_ROUNDS = 5
+
+
+@contextmanager
+def thread_count(number: int) -> Iterator[None]:
+    """Within the context torch (and with it the numba kernels) uses ``number`` threads; 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    if number:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose_threads(work: Callable[[], object]) -> tuple[int, str]:
+    """Time ``work`` with one thread and with all, in turns, and name the faster.
+
+    Args:
+        work: a step without lasting effect.
+
+    Returns:
+        The number of threads and a sentence for the log.
+    """
+    most = torch.get_num_threads()
+    if most == 1:
+        return 1, "threads: 1 (all there are)"
+    times: dict[int, list[float]] = {1: [], most: []}
+    for round_number in range(_ROUNDS + 1):
+        for threads, measured in times.items():
+            with thread_count(threads):
+                started = time.perf_counter()
+                work()
+                # the first round compiles and warms up
+                if round_number:
+                    measured.append(time.perf_counter() - started)
+    one, all_of_them = (statistics.median(measured) * 1e3 for measured in times.values())
+    best = 1 if one <= all_of_them else most
+    return best, f"threads: {best} (a step takes {one:.1f} ms with 1 and {all_of_them:.1f} ms with {most}; set run.threads to choose)"

@@ -1,0 +1,187 @@
+"""PaiNN: scalar and vector features, exchanged along edges (Schütt, Unke, Gastegger 2021, arXiv:2102.03150).
+
+The defaults are the energy-conserving model of the paper with a polynomial envelope over the whole filter, so that forces are
+continuously differentiable at the cutoff. `PaiNNOptions.ocp` is the variant of the Open Catalyst Project: scaled activations,
+layer norm, residual scalings and a direct force head.
+
+Example:
+    >>> model = PaiNN(PaiNNOptions(width=32, layers=2))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from fastkd_kernels import CSRGraph, edge_product, painn_message
+from torch import Tensor, nn
+
+from fastkd.data.batch import Batch
+
+from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, ForceMode, Potential, Readout
+from .layers import (
+    Activation,
+    BasisKind,
+    Envelope,
+    EnvelopeKind,
+    GatedEquivariantBlock,
+    RadialBasis,
+    activation,
+    attach_derivative,
+    dense,
+    rows_of,
+    safe_length,
+    vector_norm,
+)
+
+#: Under the square root of vector norms, as in every public PaiNN.
+NORM_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class PaiNNOptions:
+    """Everything that determines a PaiNN but its weights."""
+
+    width: int = 64  #: F, features per atom
+    layers: int = 3  #: message + update blocks
+    radial: int = 20  #: radial basis functions
+    cutoff: float = 5.0  #: Å
+    forces: ForceMode = "conservative"
+    basis: BasisKind = "bessel"
+    envelope: EnvelopeKind = "polynomial"
+    envelope_exponent: int = 6
+    smooth_bias: bool = True  #: the envelope multiplies the filter with its bias; otherwise only the basis, and the filter jumps
+    activation: Activation = "silu"
+    layer_norm: bool = False  #: of scalars before each message
+    residual_scaling: bool = False  #: OCP's factors 1/√3, 1/√F, 1/√2 that keep variances near one
+    fitted_scales: bool = False  #: one fitted factor on the scalars after each update block
+
+    @classmethod
+    def ocp(cls, width: int = 512, layers: int = 6, radial: int = 128, cutoff: float = 12.0) -> PaiNNOptions:
+        """PaiNN of the Open Catalyst Project, with a direct force head."""
+        return cls(
+            width=width,
+            layers=layers,
+            radial=radial,
+            cutoff=cutoff,
+            forces="direct",
+            basis="gaussian",
+            envelope_exponent=5,
+            smooth_bias=False,
+            activation="scaled_silu",
+            layer_norm=True,
+            residual_scaling=True,
+        )
+
+
+class PaiNNMessage(nn.Module):
+    """Eq. 7 and 8: what neighbours send, filtered by distance; the three parts are ordered scalar, direction, vector."""
+
+    def __init__(self, options: PaiNNOptions) -> None:
+        super().__init__()
+        width = options.width
+        self.norm = nn.LayerNorm(width) if options.layer_norm else nn.Identity()
+        self.context = nn.Sequential(dense(width, width), activation(options.activation), dense(width, 3 * width))
+        self.filter = dense(options.radial, 3 * width)
+        self.parts = (1.0, 1 / math.sqrt(width), 1 / math.sqrt(3 * width)) if options.residual_scaling else None
+
+    def weight(self, length: Tensor, rows: Tensor, *, carried: bool) -> Tensor:
+        """The filter [n_edges, 3F] from `rows_of`, with its derivative attached to ``length`` if that was ``carried``."""
+        product = nn.functional.linear(rows, torch.cat([self.filter.weight, self.filter.bias.unsqueeze(-1)], 1))
+        return attach_derivative(length, *product.tensor_split(2)) if carried else product
+
+    def phi(self, scalar: Tensor) -> Tensor:
+        """[n_atoms, F] → [n_atoms, 3F]."""
+        phi = self.context(self.norm(scalar))
+        if self.parts is None:
+            return phi
+        return torch.cat([part * factor for part, factor in zip(phi.chunk(3, -1), self.parts, strict=True)], -1)
+
+
+class PaiNNUpdate(nn.Module):
+    """Eq. 9 and 10: scalars and vectors of one atom act on each other."""
+
+    def __init__(self, options: PaiNNOptions) -> None:
+        super().__init__()
+        width = options.width
+        self.vector_mix = dense(width, 2 * width, bias=False)
+        self.context = nn.Sequential(dense(2 * width, width), activation(options.activation), dense(width, 3 * width))
+        self.dot_scale = 1 / math.sqrt(width) if options.residual_scaling else 1.0
+        self.scalar_scale = 1 / math.sqrt(2.0) if options.residual_scaling else 1.0
+
+    def forward(self, scalar: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Changes of the scalars [n_atoms, F] and vectors [n_atoms, 3, F]."""
+        u, v = self.vector_mix(vector).chunk(2, -1)
+        gates = self.context(torch.cat([scalar, vector_norm(v, NORM_EPSILON)], -1))
+        gate_scalar, gate_dot, gate_vector = gates.chunk(3, -1)
+        change = gate_scalar + gate_dot * ((u * v).sum(1) * self.dot_scale)
+        return change * self.scalar_scale, gate_vector.unsqueeze(1) * u
+
+
+class PaiNN(Potential):
+    """PaiNN with conservative or direct forces. Features: node and vector after the last update, edge vᵢ·vⱼ per channel."""
+
+    def __init__(self, options: PaiNNOptions | None = None) -> None:
+        options = options or PaiNNOptions()
+        super().__init__(options.cutoff, options.forces)
+        self.options = options
+        width = options.width
+        self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width)
+        self.basis = RadialBasis(options.basis, options.radial, options.cutoff)
+        self.envelope = Envelope(options.envelope, options.cutoff, options.envelope_exponent)
+        self.messages = nn.ModuleList(PaiNNMessage(options) for _ in range(options.layers))
+        self.updates = nn.ModuleList(PaiNNUpdate(options) for _ in range(options.layers))
+        half = max(1, width // 2)
+        self.energy_head = nn.Sequential(dense(width, half), activation(options.activation), dense(half, 1))
+        if options.forces == "direct":
+            blocks = (GatedEquivariantBlock(width, half, options.activation), GatedEquivariantBlock(half, 1, options.activation))
+            self.force_head = nn.ModuleList(blocks)
+        if options.fitted_scales:
+            self.register_buffer("scales", torch.ones(options.layers))
+
+    @property
+    def feature_widths(self) -> dict[FeatureKind, int]:
+        width = self.options.width
+        return {"node": width, "edge": width, "vector": width, "atom_energy": 1}
+
+    def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
+        graph = batch.graph(self.cutoff).csr
+        length = safe_length(edge_vector)
+        direction = edge_vector / length.unsqueeze(-1)
+        carried = edge_vector.is_leaf and edge_vector.requires_grad
+        source = length.detach() if carried else length
+        rows = rows_of(source, self.basis, self.envelope, smooth_bias=self.options.smooth_bias, slope=carried)
+
+        scalar: Tensor = self.embedding(batch.atomic_numbers)
+        vector: Tensor | None = None
+        layers, vector_layers = [scalar], []
+        mix = 1 / math.sqrt(2.0) if self.options.residual_scaling else 1.0
+        for number, (message, update) in enumerate(zip(self.messages, self.updates, strict=True)):
+            weight = message.weight(length, rows, carried=carried)
+            d_scalar, d_vector = painn_message(message.phi(scalar), vector, weight, direction, graph)
+            scalar = (scalar + d_scalar) * mix
+            vector = d_vector if vector is None else vector + d_vector
+            d_scalar, d_vector = update(scalar, vector)
+            scalar, vector = scalar + d_scalar, vector + d_vector
+            if self.options.fitted_scales:
+                scalar = scalar * self.scales[number]
+            layers.append(scalar)
+            vector_layers.append(vector)
+
+        features = Features(scalar, lambda: _edge_dot(vector_layers[-1], graph), vector, tuple(layers), tuple(vector_layers))
+        return Readout(self.energy_head(scalar).squeeze(-1), self._direct_forces(scalar, vector), features)
+
+    def _direct_forces(self, scalar: Tensor, vector: Tensor | None) -> Tensor | None:
+        if self.force_mode != "direct":
+            return None
+        for block in self.force_head:
+            scalar, vector = block(scalar, vector)
+        assert vector is not None
+        return vector.squeeze(-1)
+
+
+def _edge_dot(vector: Tensor, graph: CSRGraph) -> Tensor:
+    """Σ over x, y, z of v_dst ∘ v_src: [n_atoms, 3, c] → [n_edges, c]."""
+    x, y, z = (component.contiguous() for component in vector.unbind(1))
+    return edge_product(x, x, graph) + edge_product(y, y, graph) + edge_product(z, z, graph)

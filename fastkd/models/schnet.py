@@ -1,0 +1,165 @@
+"""SchNet: continuous-filter convolutions (Schütt et al. 2017, arXiv:1706.08566), as in PyTorch Geometric and OCP.
+
+A filter depends on a distance alone, so an undirected pair of atoms shares one: filters are made once per pair, not per edge, with
+their radial slope carried along (see `fastkd.models.layers.filters`).
+
+Example:
+    >>> model = SchNet(SchNetOptions(width=64, layers=3))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from fastkd_kernels import cfconv, paired_cfconv
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastkd.data.batch import Batch
+
+from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, Potential, Readout
+from .layers import BasisKind, Envelope, EnvelopeKind, RadialBasis, ShiftedSoftplus, attach_derivative, dense, safe_length
+
+LOG_2 = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class SchNetOptions:
+    """Everything that determines a SchNet but its weights."""
+
+    width: int = 128  #: F, features per atom
+    filters: int = 128  #: channels of the convolution
+    layers: int = 6  #: interaction blocks
+    radial: int = 50  #: radial basis functions
+    cutoff: float = 5.0  #: Å
+    basis: BasisKind = "gaussian"
+    envelope: EnvelopeKind = "cosine"  #: `polynomial` makes the gradient of forces continuous at the cutoff as well
+    envelope_exponent: int = 6
+    readout: Literal["sum", "mean"] = "sum"  #: over the atoms of a graph
+
+
+class _CutSoftplus(torch.autograd.Function):
+    """Shifted softplus times cutoff, on rows of values and, below them, rows of radial slopes (product and chain rule).
+
+    z, z′ → ssp(z) c and σ(z) z′ c + ssp(z) c′. Differentiable once more: what training on forces needs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, cut: Tensor, slope: Tensor) -> Tensor:
+        z, dz = rows.tensor_split(2)
+        gate, act = torch.sigmoid(z), functional.softplus(z).sub_(LOG_2)
+        out = torch.empty_like(rows)
+        top, bottom = out.tensor_split(2)
+        torch.mul(act, cut, out=top)
+        torch.mul(gate, dz, out=bottom).mul_(cut).addcmul_(act, slope)
+        ctx.save_for_backward(gate, dz, cut, slope)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        gate, dz, cut, slope = ctx.saved_tensors
+        g_value, g_slope = g.tensor_split(2)
+        g_rows = torch.empty_like(g)
+        g_z, g_dz = g_rows.tensor_split(2)
+        torch.mul(g_slope, cut, out=g_dz).mul_(gate)
+        torch.mul(g_value, cut, out=g_z).addcmul_(g_slope, slope).mul_(gate)
+        curved = g_dz * dz
+        g_z.add_(curved).addcmul_(curved, gate, value=-1)
+        return g_rows, None, None
+
+
+class FilterNetwork(nn.Module):
+    """Distance → filter: basis, dense, shifted softplus, dense, times the cutoff (SchNet, fig. 2 right)."""
+
+    def __init__(self, options: SchNetOptions) -> None:
+        super().__init__()
+        self.first = dense(options.radial, options.filters)
+        self.second = dense(options.filters, options.filters)
+        self.act = ShiftedSoftplus()
+
+    def forward(self, basis: Tensor, cut: Tensor) -> Tensor:
+        """[n, radial], [n, 1] → [n, filters]."""
+        return self.second(self.act(self.first(basis))) * cut
+
+    def carried(self, length: Tensor, basis: Tensor, cut: Tensor, slope: Tensor) -> Tensor:
+        """The same with its derivative attached to ``length`` [n].
+
+        Args:
+            length: the variable, [n] Å.
+            basis: [2n, radial + 1]: values with a column of ones, then slopes with a column of zeros.
+            cut: [n, 1].
+            slope: of the cutoff, [n, 1].
+        """
+        rows = functional.linear(basis, torch.cat([self.first.weight, self.first.bias.unsqueeze(-1)], 1))
+        # the cutoff enters before the last linear map, where one pass does it together with the activation
+        rows = functional.linear(_CutSoftplus.apply(rows, cut, slope), self.second.weight)
+        value, d_value = rows.tensor_split(2)
+        return attach_derivative(length, torch.addcmul(value, cut, self.second.bias), torch.addcmul(d_value, slope, self.second.bias))
+
+
+class Interaction(nn.Module):
+    """Atom-wise dense, convolution, dense, activation, dense (SchNet, fig. 2 middle)."""
+
+    def __init__(self, options: SchNetOptions) -> None:
+        super().__init__()
+        self.filter = FilterNetwork(options)
+        self.before = dense(options.width, options.filters, bias=False)
+        self.after = dense(options.filters, options.width)
+        self.act = ShiftedSoftplus()
+        self.last = dense(options.width, options.width)
+
+
+class SchNet(Potential):
+    """SchNet with conservative forces. Feature: node, after the last interaction and before the head."""
+
+    def __init__(self, options: SchNetOptions | None = None) -> None:
+        options = options or SchNetOptions()
+        super().__init__(options.cutoff, "conservative")
+        self.options = options
+        self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, options.width)
+        self.basis = RadialBasis(options.basis, options.radial, options.cutoff)
+        self.envelope = Envelope(options.envelope, options.cutoff, options.envelope_exponent)
+        self.interactions = nn.ModuleList(Interaction(options) for _ in range(options.layers))
+        half = max(1, options.width // 2)
+        self.energy_head = nn.Sequential(dense(options.width, half), ShiftedSoftplus(), dense(half, 1))
+
+    @property
+    def feature_widths(self) -> dict[FeatureKind, int]:
+        return {"node": self.options.width, "atom_energy": 1}
+
+    def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
+        graph = batch.graph(self.cutoff)
+        pairs = graph.pairs
+        length = safe_length(edge_vector if pairs is None else edge_vector[graph.pair_edge])
+        filters = self._filters(length, carried=edge_vector.is_leaf and edge_vector.requires_grad)
+
+        scalar: Tensor = self.embedding(batch.atomic_numbers)
+        layers = [scalar]
+        for block, weight in zip(self.interactions, filters, strict=True):
+            x = block.before(scalar)
+            message = cfconv(x, weight, graph.csr) if pairs is None else paired_cfconv(x, weight, pairs, graph.csr)
+            scalar = scalar + block.last(block.act(block.after(message)))
+            layers.append(scalar)
+
+        atom_energy = self.energy_head(scalar).squeeze(-1)
+        if self.options.readout == "mean":
+            atoms = (batch.atom_ptr[1:] - batch.atom_ptr[:-1]).to(atom_energy.dtype)
+            atom_energy = atom_energy / atoms[batch.graph_index]
+        return Readout(atom_energy, None, Features(scalar, layers=tuple(layers)))
+
+    def _filters(self, length: Tensor, *, carried: bool) -> list[Tensor]:
+        """[n_pairs] Å → one [n_pairs, filters] per block."""
+        if not carried:
+            basis, cut = self.basis(length), self.envelope(length).unsqueeze(-1)
+            return [block.filter(basis, cut) for block in self.interactions]
+        source = length.detach()
+        value, d_value = self.basis.value_and_derivative(source)
+        basis = value.new_zeros(2 * source.shape[0], self.options.radial + 1)
+        top, bottom = basis.tensor_split(2)
+        top[:, :-1], top[:, -1], bottom[:, :-1] = value, 1, d_value
+        cut, slope = (part.unsqueeze(-1) for part in self.envelope.value_and_derivative(source))
+        return [block.filter.carried(length, basis, cut, slope) for block in self.interactions]

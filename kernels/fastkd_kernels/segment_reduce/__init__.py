@@ -1,0 +1,1 @@
+"""Sum, mean, maximum and minimum over segments, and the gathers that are their derivatives."""

@@ -1,0 +1,125 @@
+"""From tensors to kernels: rows flattened to [n, F], outputs allocated, grids chosen. Nothing here waits for a GPU.
+
+numba and Triton are imported where they are used, so that ``import fastkd_kernels`` needs torch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_ptr(ptr: Tensor, rows: int) -> None:
+    """Raise ValueError unless ``ptr`` (on a CPU) rises from 0 to ``rows``: kernels follow it blindly."""
+    array = ptr.numpy()
+    if array[0] != 0 or array[-1] != rows or (array[1:] < array[:-1]).any():
+        steps = "and rises" if (array[1:] >= array[:-1]).all() else "and falls in between"
+        raise ValueError(f"ptr must rise from 0 to the number of rows, {rows}; it starts at {array[0]}, ends at {array[-1]} {steps}")
+
+
+def _width(tensor: Tensor) -> int:
+    return math.prod(tensor.shape[1:])
+
+
+def _rows(tensor: Tensor) -> Any:
+    # explicit numbers: -1 is ambiguous where there are no rows
+    return tensor.detach().contiguous().view(tensor.shape[0], _width(tensor)).numpy()
+
+
+def _order(order: Tensor | None, ptr: Tensor, rows: int) -> Any:
+    if order is None:
+        check_ptr(ptr, rows)
+        return _EMPTY
+    return order.contiguous().numpy()
+
+
+_EMPTY = torch.empty(0, dtype=torch.int64).numpy()
+
+
+def sum_numba(values: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor | None, mean: bool) -> Tensor:
+    """[n, …] → [m, …]."""
+    from . import numba_kernels
+
+    out = torch.empty((ptr.shape[0] - 1, *values.shape[1:]), dtype=values.dtype)
+    ordered = _order(order, ptr, values.shape[0])
+    numba_kernels.segment_sum(_rows(values), ptr.contiguous().numpy(), ordered, mean, _rows(out), work=values.numel())
+    return out
+
+
+def gather_numba(rows: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor | None, n: int, mean: bool) -> Tensor:
+    """[m, …] → [n, …]."""
+    from . import numba_kernels
+
+    out = torch.empty((n, *rows.shape[1:]), dtype=rows.dtype)
+    ordered = _order(order, ptr, n)
+    numba_kernels.segment_gather(_rows(rows), ptr.contiguous().numpy(), ordered, mean, _rows(out), work=out.numel())
+    return out
+
+
+def extremum_numba(values: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor | None, largest: bool) -> tuple[Tensor, Tensor]:
+    """[n, …] → [m, …] twice: values and their rows."""
+    from . import numba_kernels
+
+    out = torch.empty((ptr.shape[0] - 1, *values.shape[1:]), dtype=values.dtype)
+    arg = torch.empty(out.shape, dtype=torch.int64)
+    ordered = _order(order, ptr, values.shape[0])
+    numba_kernels.segment_extremum(
+        _rows(values), ptr.contiguous().numpy(), ordered, largest, _rows(out), _rows(arg), work=values.numel()
+    )
+    return out, arg
+
+
+def arg_gather_numba(values: Tensor, arg: Tensor) -> Tensor:
+    """[n, …], [m, …] → [m, …]."""
+    from . import numba_kernels
+
+    out = torch.empty(arg.shape, dtype=values.dtype)
+    numba_kernels.arg_gather(_rows(values), _rows(arg), _rows(out), work=out.numel())
+    return out
+
+
+def arg_scatter_numba(grad: Tensor, arg: Tensor, n: int) -> Tensor:
+    """[m, …], [m, …] → [n, …]."""
+    from . import numba_kernels
+
+    out = torch.zeros((n, *grad.shape[1:]), dtype=grad.dtype)
+    numba_kernels.arg_scatter(_rows(grad), _rows(arg), _rows(out), work=grad.numel())
+    return out
+
+
+def sum_triton(*args: Any) -> Tensor:
+    """As `sum_numba`, on a GPU."""
+    from . import triton_launch
+
+    return triton_launch.segment_sum(*args)
+
+
+def gather_triton(*args: Any) -> Tensor:
+    """As `gather_numba`, on a GPU."""
+    from . import triton_launch
+
+    return triton_launch.segment_gather(*args)
+
+
+def extremum_triton(*args: Any) -> tuple[Tensor, Tensor]:
+    """As `extremum_numba`, on a GPU."""
+    from . import triton_launch
+
+    return triton_launch.segment_extremum(*args)
+
+
+def arg_gather_triton(*args: Any) -> Tensor:
+    """As `arg_gather_numba`, on a GPU."""
+    from . import triton_launch
+
+    return triton_launch.arg_gather(*args)
+
+
+def arg_scatter_triton(*args: Any) -> Tensor:
+    """As `arg_scatter_numba`, on a GPU."""
+    from . import triton_launch
+
+    return triton_launch.arg_scatter(*args)

@@ -1,0 +1,105 @@
+"""CPU kernels: one thread owns a segment, so a sum has one order. Rows are [n, F]; ``order`` is empty where segments are contiguous.
+
+Long segments are summed in blocks of ``BLOCK`` rows, so that rounding grows with the number of blocks and not of rows.
+"""
+
+import numpy as np
+from numba import prange
+
+from ..cpu import Kernel
+
+BLOCK = 512
+
+
+def _segment_sum(values, ptr, order, mean, out):
+    width, ordered = out.shape[1], order.size > 0
+    for s in prange(out.shape[0]):
+        start, stop = ptr[s], ptr[s + 1]
+        row = out[s]
+        scale = 1.0 / (stop - start) if mean and stop > start else 1.0
+        if width == 1:
+            # a float64 accumulator costs nothing here
+            total = 0.0
+            if ordered:
+                for k in range(start, stop):
+                    total += values[order[k], 0]
+            else:
+                for k in range(start, stop):
+                    total += values[k, 0]
+            row[0] = total * scale
+        else:
+            row[:] = 0
+            partial = row
+            if stop - start > BLOCK:
+                partial = np.empty_like(row)
+            for block in range(start, stop, BLOCK):
+                if stop - start > BLOCK:
+                    partial[:] = 0
+                for k in range(block, min(block + BLOCK, stop)):
+                    source = values[order[k] if ordered else k]
+                    for f in range(width):
+                        partial[f] += source[f]
+                if stop - start > BLOCK:
+                    for f in range(width):
+                        row[f] += partial[f]
+            if mean:
+                for f in range(width):
+                    row[f] *= scale
+
+
+def _segment_gather(rows, ptr, order, mean, out):
+    width, ordered = rows.shape[1], order.size > 0
+    for s in prange(rows.shape[0]):
+        start, stop = ptr[s], ptr[s + 1]
+        source = rows[s]
+        scale = 1.0 / (stop - start) if mean and stop > start else 1.0
+        for k in range(start, stop):
+            row = out[order[k] if ordered else k]
+            if mean:
+                for f in range(width):
+                    row[f] = source[f] * scale
+            else:
+                for f in range(width):
+                    row[f] = source[f]
+
+
+def _segment_extremum(values, ptr, order, largest, out, arg):
+    width, ordered = out.shape[1], order.size > 0
+    for s in prange(out.shape[0]):
+        start, stop = ptr[s], ptr[s + 1]
+        best, where = out[s], arg[s]
+        best[:] = 0
+        where[:] = -1
+        for k in range(start, stop):
+            source_row = order[k] if ordered else k
+            source = values[source_row]
+            for f in range(width):
+                value = source[f]
+                # a NaN wins over every number, and nothing wins over the first NaN
+                beats = value > best[f] if largest else value < best[f]
+                if k == start or (best[f] == best[f] and (beats or value != value)):
+                    best[f] = value
+                    where[f] = source_row
+
+
+def _arg_gather(values, arg, out):
+    for s in prange(out.shape[0]):
+        for f in range(out.shape[1]):
+            source_row = arg[s, f]
+            out[s, f] = values[source_row, f] if source_row >= 0 else 0
+
+
+def _arg_scatter(grad, arg, out):
+    # each row belongs to one segment, so no two threads write to one place
+    for s in prange(grad.shape[0]):
+        for f in range(grad.shape[1]):
+            target_row = arg[s, f]
+            if target_row >= 0:
+                out[target_row, f] = grad[s, f]
+
+
+segment_sum = Kernel(_segment_sum)
+segment_gather = Kernel(_segment_gather)
+segment_extremum = Kernel(_segment_extremum)
+arg_gather = Kernel(_arg_gather)
+arg_scatter = Kernel(_arg_scatter)
