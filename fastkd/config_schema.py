@@ -87,8 +87,11 @@ def field_at(path: str) -> FieldInfo | None:
 
 
 def nearest(path: str) -> str | None:
-    """The valid path most like an unknown one: first among its siblings, then among all options."""
+    """The valid path most like an unknown one: the same key in another section, then its siblings, then all options."""
     *parents, key = path.split(".")
+    elsewhere = [known for known in _all_paths() if known.rsplit(".", 1)[-1] == key]
+    if len(elsewhere) == 1 and elsewhere[0].count(".") <= 1:
+        return elsewhere[0]
     siblings = _keys_below(".".join(parents))
     close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
     if close:
@@ -105,6 +108,40 @@ def nearest(path: str) -> str | None:
 def allowed(field: FieldInfo) -> str:
     """What a field accepts, in words: ``integer > 0``, ``one of cosine, step``, ``list of text``."""
     return _words(field.annotation, field.metadata)
+
+
+def options_text() -> str:
+    """Every option on its own lines, as ``--help`` prints it; ``N`` in a path is an index counted from 0."""
+    lines = ["options of a config (a.b=c on the command line, nested keys in YAML; N is an index from 0):"]
+    section = ""
+    for option in options():
+        first = option.path.split(".")[0]
+        if first != section:
+            section = first
+            lines += ["", f"{section}: {_section_title(section)}"]
+        unit = f" [{option.unit}]" if option.unit else ""
+        lines += [f"  {option.path} = {option.default}{unit}", f"      {option.description} ({option.allowed})"]
+    return "\n".join(lines)
+
+
+def options_markdown() -> str:
+    """Every option as Markdown tables, one per section, for docs/configuration.md."""
+    lines: list[str] = []
+    section = ""
+    for option in options():
+        first = option.path.split(".")[0]
+        if first != section:
+            section = first
+            lines += ["", f"### `{section}`: {_section_title(section)}", "", "| option | type | default | unit | meaning |", "|---|---|---|---|---|"]
+        cells = (f"`{option.path}`", option.allowed, f"`{option.default}`", option.unit, option.description)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines).strip() + "\n"
+
+
+def _section_title(name: str) -> str:
+    model = section_of(Config.model_fields[name].annotation)[0]
+    text = (model.__doc__ or "").strip().split("\n")[0] if model else ""
+    return (text[:1].lower() + text[1:]).rstrip(".")
 
 
 @cache
@@ -176,3 +213,17 @@ def _bound(constraint: Any) -> str:
             return f" ≤ {limit}"
     pattern = getattr(constraint, "pattern", None)
     return f" matching {pattern}" if pattern else ""
+
+
+def _write_table(page: Path) -> None:
+    """Replace the generated part of docs/configuration.md."""
+    begin, end = "<!-- options: generated -->\n\n", "\n<!-- end of options -->"
+    text = page.read_text(encoding="utf-8")
+    head, rest = text.split(begin)
+    page.write_text(head + begin + options_markdown() + end + rest.split(end)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import sys
+
+    _write_table(Path(sys.argv[1]))

@@ -49,9 +49,7 @@ def forces_cosine(forces: Array, forces_pred: Array) -> float:
     return float(np.divide(dots, norms, out=np.zeros_like(norms), where=norms > 0).mean())
 
 
-def efwt(
-    energy: Array, energy_pred: Array, forces: Array, forces_pred: Array, natoms: NDArray[np.integer]
-) -> float:
+def efwt(energy: Array, energy_pred: Array, forces: Array, forces_pred: Array, natoms: NDArray[np.integer]) -> float:
     """Energy and forces within threshold: share of structures with |Ê − E| < 0.02 eV and max_ia |F̂_ia − F_ia| < 0.03 eV/Å, in [0, 1]."""
     starts = np.concatenate([[0], np.cumsum(natoms)[:-1]])
     worst = np.maximum.reduceat(np.abs(forces_pred - forces).max(1), starts)
@@ -103,7 +101,12 @@ def compute_metrics(energy: Array, energy_pred: Array, forces: Array, forces_pre
     energy, energy_pred, forces, forces_pred = (np.asarray(a, dtype=np.float64) for a in (energy, energy_pred, forces, forces_pred))
     natoms = np.asarray(natoms)
     atoms = (int(natoms.sum()), 3)
-    if not (len(natoms) and natoms.min() > 0 and energy.shape == energy_pred.shape == natoms.shape and forces.shape == forces_pred.shape == atoms):
+    if not (
+        len(natoms)
+        and natoms.min() > 0
+        and energy.shape == energy_pred.shape == natoms.shape
+        and forces.shape == forces_pred.shape == atoms
+    ):
         raise ValueError(
             f"need energies [n_structures] and forces [n_atoms, 3] of at least one structure, got energies {energy.shape} and "
             f"{energy_pred.shape}, forces {forces.shape} and {forces_pred.shape}, natoms {natoms.shape} with {atoms[0]} atoms in all"

@@ -5,7 +5,8 @@ A *run folder* holds
 * ``summary.json``: `RunSummary`, who the run is and its test errors;
 * ``predictions.npz``: `Predictions` on the test structures (no pickles);
 * ``metrics.csv``: `Curve`, one row per evaluation; the first row are names, the second units. Empty cells are missing values.
-  Optional for a teacher, which is only evaluated.
+  Optional for a teacher, which is only evaluated. Reports draw the columns of `CURVE_UNITS`; there may be more;
+* ``config.yaml`` and ``data_card.txt``, optional: the resolved config and the card of the data, for reports to show.
 
 A *comparison folder* holds run folders at any depth. Files are written to a temporary name and renamed, so that a folder never holds half
 a file.
@@ -22,7 +23,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,18 @@ from fastkd.analysis.metrics import METRIC_UNITS, Metrics, compute_metrics
 from fastkd.errors import CheckpointError, DataError
 
 SUMMARY, PREDICTIONS, CURVE = "summary.json", "predictions.npz", "metrics.csv"
+CONFIG, DATA_CARD = "config.yaml", "data_card.txt"
 SCHEMA_VERSION = 1
 Role = Literal["teacher", "student"]
+
+#: Columns of a curve that reports know, with their units.
+CURVE_UNITS = {
+    "step": "1",
+    "seconds": "s",
+    "loss_total": "1",
+    "val_energy_mae": "meV/atom",
+    "val_forces_mae": "meV/Å",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +311,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _role(value: Any) -> Role:
     if value not in ("teacher", "student"):
         raise ValueError(f"role {value!r}")
-    return value
+    return cast(Role, value)
 
 
 def _number(value: Any) -> float:

@@ -25,9 +25,13 @@ def elementwise(residual: Tensor, kind: FeatureLoss) -> Tensor:
 
     Huber is r²/2 where |r| ≤ 1 and |r| − 1/2 beyond.
     """
-    zero = torch.zeros_like(residual)
-    functions = {"mse": nn.functional.mse_loss, "mae": nn.functional.l1_loss, "huber": nn.functional.huber_loss}
-    return functions[kind](residual, zero, reduction="sum") / max(residual.numel(), 1)
+    if kind == "mse":
+        total = residual.square().sum()
+    elif kind == "mae":
+        total = residual.abs().sum()
+    else:
+        total = nn.functional.huber_loss(residual, torch.zeros_like(residual), reduction="sum")
+    return total / max(residual.numel(), 1)
 
 
 def _linear_init(outputs: int, inputs: int, *, bias: bool, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter | None]:
@@ -54,6 +58,8 @@ class Projection(nn.Module):
 
 class LinearProjection(Projection):
     """x · weightᵀ + bias. For vectors there is no bias: mixing channels alone commutes with rotations."""
+
+    bias: nn.Parameter | None
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, generator: torch.Generator) -> None:
         super().__init__()

@@ -6,21 +6,19 @@ authors' public code for what the paper leaves open. Averages of features run ov
 
 from __future__ import annotations
 
-import fastkd_kernels
 import torch
-from fastkd_kernels import CSRGraph
 from torch import Tensor
 
 from fastkd.distill.projections import FeatureLoss, Projection, elementwise
 
 
 def energy_loss(student_energy: Tensor, teacher_energy: Tensor, kind: FeatureLoss = "mae") -> Tensor:
-    """vanilla (1), energy: mean over structures of ρ(E_s − E_t); both [n_graphs] in eV, subtracted in float64 because totals are large."""
+    """Vanilla (1), energy: mean over structures of ρ(E_s − E_t); both [n_graphs] in eV, subtracted in float64 because totals are large."""
     return elementwise(student_energy.double() - teacher_energy.double(), kind)
 
 
 def forces_loss(student_forces: Tensor, teacher_forces: Tensor, kind: str = "l2", free: Tensor | None = None) -> Tensor:
-    """vanilla (1), forces: mean over free atoms of ‖F_s,i − F_t,i‖₂ in eV/Å; other kinds are means over components.
+    """Vanilla (1), forces: mean over free atoms of ‖F_s,i − F_t,i‖₂ in eV/Å; other kinds are means over components.
 
     Args:
         student_forces: [n_atoms, 3] eV/Å.
@@ -34,11 +32,14 @@ def forces_loss(student_forces: Tensor, teacher_forces: Tensor, kind: str = "l2"
     if kind != "l2":
         return elementwise(residual, kind)  # type: ignore[arg-type]
     # vector_norm has a zero subgradient at zero, so that a perfect student does not become NaN
-    return torch.linalg.vector_norm(residual, dim=-1).sum() / max(residual.shape[0], 1)
+    total: Tensor = torch.linalg.vector_norm(residual, dim=-1).sum()
+    return total / max(residual.shape[0], 1)
 
 
-def atom_energy_loss(student_atom_energy: Tensor, teacher_atom_energy: Tensor, shift: Tensor | None = None, kind: FeatureLoss = "mae") -> Tensor:
-    """vanilla (2): mean over atoms of ρ(E_s,i − E_t,i) in eV, contributions before the sum over a structure.
+def atom_energy_loss(
+    student_atom_energy: Tensor, teacher_atom_energy: Tensor, shift: Tensor | None = None, kind: FeatureLoss = "mae"
+) -> Tensor:
+    """Vanilla (2): mean over atoms of ρ(E_s,i − E_t,i) in eV, contributions before the sum over a structure.
 
     Args:
         student_atom_energy: [n_atoms] eV, without reference energies.
@@ -56,7 +57,7 @@ def node_to_node(student_node: Tensor, teacher_node: Tensor, projection: Project
 
 
 def edge_to_node(student_node: Tensor, teacher_edge_sum: Tensor, projection: Projection, kind: FeatureLoss = "mse") -> Tensor:
-    """e2n: mean_{i,c} ρ( M(x_s)_ic − [Σ_{s→i} e_t,si]_c ), ``teacher_edge_sum`` [n_atoms, d_edge] from `reduce_edges`."""
+    """e2n: mean_{i,c} ρ( M(x_s)_ic − [Σ_{s→i} e_t,si]_c ), ``teacher_edge_sum`` [n_atoms, d_edge]."""
     return projection.node_loss(student_node, teacher_edge_sum, kind)
 
 
@@ -67,16 +68,6 @@ def vector_to_vector(student_vector: Tensor, teacher_vector: Tensor, projection:
     invariant under rotations for ``mse``; ``mae`` and ``huber`` act on components and are not.
     """
     return projection.vector_loss(student_vector, teacher_vector, kind)
-
-
-def reduce_edges(edge: Tensor, graph: CSRGraph) -> Tensor:
-    """Σ over incoming edges, [n_edges, d] → [n_atoms, d]."""
-    return fastkd_kernels.edge_to_node(edge, graph)
-
-
-def reduce_edge_vectors(edge: Tensor, direction: Tensor, graph: CSRGraph) -> Tensor:
-    """Σ over incoming edges of direction ⊗ edge, [n_edges, d], [n_edges, 3] → [n_atoms, 3, d]."""
-    return fastkd_kernels.edge_to_node_vector(edge, direction, graph)
 
 
 def mean_of_sum(total: Tensor, degree: Tensor) -> Tensor:

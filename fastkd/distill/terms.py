@@ -10,10 +10,12 @@ The source must supply ``terms.needs``. λ is constant. Terms run in float32 (fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
+from fastkd_kernels import edge_to_node, edge_to_node_vector
 from torch import Tensor, nn
 
 from fastkd.config import DistillConfig, TermConfig
@@ -70,10 +72,10 @@ class OutputTerm(Term):
             shift = teacher.reference_energy - student.reference_energy
         self.register_buffer("reference_shift", shift)
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # reference energies stay in float64 whatever the module is cast to
         shift = self.reference_shift
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if shift is not None and self.reference_shift is not None:
             self.reference_shift = shift.to(self.reference_shift.device)
         return self
@@ -112,12 +114,12 @@ class FeatureTerm(Term):
 
     def teacher_feature(self, teacher: TeacherOutput) -> Tensor:
         """The teacher's feature, edges reduced into atoms, [n_atoms, d] or [n_atoms, 3, d]."""
-        value = getattr(teacher, self.target)
+        value: Tensor | None = getattr(teacher, self.target)
         if value is None and self.target == "edge_sum" and teacher.edge is not None:
-            value = strategies.reduce_edges(teacher.edge, _have(teacher.graph, self, "graph"))
+            value = edge_to_node(teacher.edge, _have(teacher.graph, self, "graph"))
         if value is None and self.target == "edge_vector_sum" and teacher.edge is not None:
             direction = _have(teacher.edge_direction, self, "edge_direction")
-            value = strategies.reduce_edge_vectors(teacher.edge, direction, _have(teacher.graph, self, "graph"))
+            value = edge_to_node_vector(teacher.edge, direction, _have(teacher.graph, self, "graph"))
         value = _have(value, self, self.target)
         if not self.mean:
             return value
@@ -157,8 +159,9 @@ class Terms(nn.Module):
         values = {}
         with torch.autocast(batch.positions.device.type, enabled=False):
             for name, term in self.terms.items():
-                raw = term.raw(student, teacher, batch)  # type: ignore[operator]
-                values[name] = TermValue(raw, term.weight * raw, term.weight, self.units[name])  # type: ignore[operator, arg-type]
+                assert isinstance(term, Term)
+                raw = term.raw(student, teacher, batch)
+                values[name] = TermValue(raw, term.weight * raw, term.weight, self.units[name])
         return values
 
 
@@ -205,7 +208,9 @@ def _feature_term(name: str, item: TermConfig, where: str, student: Offer, teach
         raise ConfigError(f"{where} needs {kind} features of the student, but {student.name} offers {student}; {mend}")
     for layer in item.student_layers:
         if not 1 <= layer <= student.blocks:
-            raise ConfigError(f"{where}: student_layers has {layer}, but the blocks of {student.name} are numbered from 1 to {student.blocks}")
+            raise ConfigError(
+                f"{where}: student_layers has {layer}, but the blocks of {student.name} are numbered from 1 to {student.blocks}"
+            )
     need, outputs = _teacher_feature(item, where, teacher)
     width = student.widths[kind]
     inputs = width * max(len(item.student_layers), 1)
@@ -242,5 +247,7 @@ def _teacher_feature(item: TermConfig, where: str, teacher: Offer) -> tuple[Need
 
 def _have(value: T | None, term: Term, what: str) -> T:
     if value is None:
-        raise ValueError(f"term {term.name} needs {what}, which is missing from what it was given; the teacher must supply {sorted(term.needs)}")
+        raise ValueError(
+            f"term {term.name} needs {what}, which is missing from what it was given; the teacher must supply {sorted(term.needs)}"
+        )
     return value

@@ -36,7 +36,7 @@ class Features:
     compute_edge: Callable[[], Tensor] | None = None  #: gives ``edge``, [n_edges, c]
     vector: Tensor | None = None  #: [n_atoms, 3, c]
     layers: tuple[Tensor, ...] = ()  #: each [n_atoms, c]
-    vector_layers: tuple[Tensor, ...] = ()  #: each [n_atoms, 3, c]; shorter than ``layers``: there are no vectors before the first block
+    vector_layers: tuple[Tensor, ...] = ()  #: each [n_atoms, 3, c], zero before the first block
 
     @cached_property
     def edge(self) -> Tensor | None:
@@ -107,6 +107,11 @@ class Potential(nn.Module):
     @property
     def feature_widths(self) -> dict[FeatureKind, int]:
         """Channels of each feature the model offers."""
+        raise NotImplementedError
+
+    @property
+    def num_blocks(self) -> int:
+        """Interaction blocks; features of block k, counted from 1, are ``layers[k]`` and ``vector_layers[k]``."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, *, forces: bool = True, create_graph: bool | None = None) -> Prediction:

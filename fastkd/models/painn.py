@@ -145,6 +145,10 @@ class PaiNN(Potential):
         width = self.options.width
         return {"node": width, "edge": width, "vector": width, "atom_energy": 1}
 
+    @property
+    def num_blocks(self) -> int:
+        return self.options.layers
+
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
         graph = batch.graph(self.cutoff).csr
         length = safe_length(edge_vector)
@@ -155,7 +159,7 @@ class PaiNN(Potential):
 
         scalar: Tensor = self.embedding(batch.atomic_numbers)
         vector: Tensor | None = None
-        layers, vector_layers = [scalar], []
+        layers, vector_layers = [scalar], [scalar.new_zeros(()).expand(scalar.shape[0], 3, scalar.shape[1])]
         mix = 1 / math.sqrt(2.0) if self.options.residual_scaling else 1.0
         for number, (message, update) in enumerate(zip(self.messages, self.updates, strict=True)):
             weight = message.weight(length, rows, carried=carried)

@@ -131,6 +131,10 @@ class SchNet(Potential):
     def feature_widths(self) -> dict[FeatureKind, int]:
         return {"node": self.options.width, "atom_energy": 1}
 
+    @property
+    def num_blocks(self) -> int:
+        return self.options.layers
+
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
         graph = batch.graph(self.cutoff)
         pairs = graph.pairs

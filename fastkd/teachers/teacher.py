@@ -15,13 +15,12 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from fastkd_kernels import edge_to_node_both
+from fastkd_kernels import edge_to_node, edge_to_node_both, edge_to_node_vector
 from torch import Tensor
 
 from fastkd.data.batch import Batch
-from fastkd.distill.strategies import reduce_edge_vectors, reduce_edges
 from fastkd.errors import CheckpointError
-from fastkd.models.base import Features, Potential
+from fastkd.models import Features, Potential, load_model
 from fastkd.teachers.output import Need, Offer, TeacherOutput
 
 EMBEDDED = "embedded"
@@ -78,12 +77,8 @@ class Teacher:
         return next(self.potential.parameters()).dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Teacher:
-        """Move the model. Reference energies and scale keep float64."""
-        keep = {name: buffer.detach().clone() for name, buffer in self.potential.named_buffers() if buffer.dtype == torch.float64}
+        """Move the model in place; its reference energies stay in float64."""
         self.potential.to(device=device, dtype=dtype)
-        for name, buffer in keep.items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(self.potential.get_submodule(owner), leaf, buffer.to(device))
         return self
 
     def __call__(self, batch: Batch, needs: frozenset[Need]) -> TeacherOutput:
@@ -100,16 +95,18 @@ class Teacher:
             batch = batch.to(dtype=self.dtype)
         with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
             prediction = self.potential(batch, forces="forces" in needs, create_graph=False)
+            features = prediction.features
+            graph = batch.graph(self.cutoff).csr
             return TeacherOutput(
-                energy=_detached(prediction.energy) if "energy" in needs else None,
-                forces=_detached(prediction.forces) if "forces" in needs else None,
-                atom_energy=_detached(prediction.atom_energy) if "atom_energy" in needs else None,
-                node=_detached(prediction.features.node) if "node" in needs else None,
-                vector=_detached(prediction.features.vector) if "vector" in needs else None,
-                degree=batch.graph(self.cutoff).csr.edge_ptr.diff() if "degree" in needs else None,
-                graph=batch.graph(self.cutoff).csr,
+                energy=prediction.energy if "energy" in needs else None,
+                forces=prediction.forces if "forces" in needs else None,
+                atom_energy=prediction.atom_energy if "atom_energy" in needs else None,
+                node=features.node if "node" in needs else None,
+                vector=features.vector if "vector" in needs else None,
+                degree=graph.edge_ptr.diff() if "degree" in needs else None,
+                graph=graph,
                 cutoff=self.cutoff,
-                **self._edges(batch, prediction.features, needs),
+                **self._edges(batch, features, needs),
             )
 
     def _edges(self, batch: Batch, features: Features, needs: frozenset[Need]) -> dict[str, Tensor | None]:
@@ -117,16 +114,16 @@ class Teacher:
             return {}
         if features.edge is None:
             raise ValueError(f"{self.offer.name} offers no edge features, but {sorted(needs)} was asked of it")
-        edge = features.edge.detach()  # computed here, without gradients
+        edge = features.edge
         graph = batch.graph(self.cutoff)
         direction = torch.nn.functional.normalize(batch.edge_vectors(graph), dim=-1)
         total = vectors = None
         if {"edge_sum", "edge_vector_sum"} <= needs:
             total, vectors = edge_to_node_both(edge, direction, graph.csr)
         elif "edge_sum" in needs:
-            total = reduce_edges(edge, graph.csr)
+            total = edge_to_node(edge, graph.csr)
         else:
-            vectors = reduce_edge_vectors(edge, direction, graph.csr)
+            vectors = edge_to_node_vector(edge, direction, graph.csr)
         return {"edge": edge, "edge_direction": direction, "edge_sum": total, "edge_vector_sum": vectors}
 
 
@@ -152,12 +149,12 @@ def load_teacher(path: str | Path, *, device: torch.device | str = "cpu", dtype:
     """A teacher from a model folder (``model.safetensors`` and ``model.json``), or the one that ships with fastkd.
 
     Args:
-        path: folder, or ``embedded``.
+        path: folder or ``.safetensors`` file, or ``embedded``.
         device: where it should live.
         dtype: of its weights; None keeps them as they are stored.
 
     Raises:
-        CheckpointError: if the folder or one of the files is missing, or does not hold a model.
+        CheckpointError: if there is nothing at the path, or no model of fastkd.
     """
     if str(path) == EMBEDDED:
         with resources.as_file(resources.files("fastkd") / "assets" / "teacher") as folder:
@@ -165,14 +162,8 @@ def load_teacher(path: str | Path, *, device: torch.device | str = "cpu", dtype:
     return _load(Path(path), str(path)).to(device, dtype)
 
 
-def _load(folder: Path, source: str) -> Teacher:
-    from fastkd.models.io import load_potential
-
-    if not folder.is_dir():
-        mend = "make it with `make teacher`" if source == EMBEDDED else "teacher.path is a folder with model.safetensors and model.json"
-        raise CheckpointError(f"no teacher at {folder}: {mend}")
-    return Teacher(load_potential(folder), source)
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
+def _load(path: Path, source: str) -> Teacher:
+    if not path.exists():
+        mend = "make it with `make teacher`" if source == EMBEDDED else "teacher.path names a folder with model.safetensors and model.json"
+        raise CheckpointError(f"there is no teacher at {path}: {mend}")
+    return Teacher(load_model(path), source)

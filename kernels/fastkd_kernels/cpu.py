@@ -22,7 +22,7 @@ from torch import Tensor
 THREADED_WORK = 400_000
 
 # Reassociation and contraction let the compiler use vector units; NaN and infinity keep their meaning.
-_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
 class Kernel:
@@ -30,8 +30,8 @@ class Kernel:
 
     def __init__(self, loop: Callable[..., None]) -> None:
         self.__doc__ = loop.__doc__
-        self._serial = numba.njit(cache=True, fastmath=_FASTMATH, error_model="numpy")(_renamed(loop, "serial"))
-        self._threaded = numba.njit(cache=True, fastmath=_FASTMATH, error_model="numpy", parallel=True)(_renamed(loop, "threaded"))
+        self._serial = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy")(_renamed(loop, "serial"))
+        self._threaded = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy", parallel=True)(_renamed(loop, "threaded"))
 
     def __call__(self, *args: Any, work: int) -> None:
         """Run on arrays; ``work`` is the number of multiply-adds, which decides between the two versions."""

@@ -11,7 +11,35 @@ not overlap stays short enough for it to vectorise. That is why products pass th
 import numpy as np
 from numba import njit, prange
 
-from ..cpu import Kernel
+from ..cpu import FASTMATH, Kernel
+
+
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+def _contract(factors, rows, out):
+    """factors [3], rows [3, F] → out [F]: Σ_k factors_k rows_k."""
+    x, y, z = rows[0], rows[1], rows[2]
+    for f in range(out.size):
+        out[f] = factors[0] * x[f] + factors[1] * y[f] + factors[2] * z[f]
+
+
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+def _contract_rows(a, b, out):
+    """a, b [3, F] → out [F]: Σ_k a_k ∘ b_k."""
+    ax, ay, az, bx, by, bz = a[0], a[1], a[2], b[0], b[1], b[2]
+    for f in range(out.size):
+        out[f] = ax[f] * bx[f] + ay[f] * by[f] + az[f] * bz[f]
+
+
+@njit(cache=True, fastmath=FASTMATH, error_model="numpy")
+def _dots(row, rows, out):
+    """row [F], rows [3, F] → out [3]: ⟨row, rows_k⟩."""
+    x, y, z = rows[0], rows[1], rows[2]
+    sum_x = sum_y = sum_z = row.dtype.type(0)
+    for f in range(row.size):
+        sum_x += row[f] * x[f]
+        sum_y += row[f] * y[f]
+        sum_z += row[f] * z[f]
+    out[0], out[1], out[2] = sum_x, sum_y, sum_z
 
 
 def _message(phi, vector, weight, direction, src, ptr, order, out_scalar, out_vector):
@@ -51,7 +79,7 @@ def _backward(
             by_phi[node] = 0
         if by_vector.shape[0]:
             by_vector[node] = 0
-        pull = np.zeros(3 * width, phi.dtype)
+        pull, along = np.zeros(3 * width, phi.dtype), np.empty(width, phi.dtype)
         for k in range(ptr[node], ptr[node + 1]):
             edge = order[k]
             w, g = weight[edge], grad_vector[dst[edge]]
@@ -74,7 +102,9 @@ def _backward(
                     for f in range(width):
                         row[f] += w_carried[f] * g_axis[f]
             if by_direction.shape[0]:
-                _dot_axes(w[width : 2 * width], p[width : 2 * width], g, by_direction[edge])
+                for f in range(width):
+                    along[f] = w[width + f] * p[width + f]
+                _dots(along, g, by_direction[edge])
         if by_vector.shape[0]:
             # the same factor for all edges of this source
             for axis in range(3):
@@ -94,13 +124,14 @@ def _tangent(
         message, d_message = np.empty(3 * width, phi.dtype), np.empty(3 * width, phi.dtype)
         along, carried = message[width : 2 * width], message[2 * width :]
         d_along, d_carried = d_message[width : 2 * width], d_message[2 * width :]
-        absent = np.zeros(3 * width, phi.dtype)
+        absent = np.zeros(3 * width + 3, phi.dtype)  # stands in for a row of a missing tangent
         for k in range(ptr[node], ptr[node + 1]):
             edge = order[k]
             neighbour = src[edge]
             w, p = weight[edge], phi[neighbour]
             dw = t_weight[edge] if t_weight.shape[0] else absent
             dp = t_phi[neighbour] if t_phi.shape[0] else absent
+            dr = t_direction[edge] if t_direction.shape[0] else absent
             for f in range(3 * width):
                 message[f] = w[f] * p[f]
             for f in range(3 * width):
@@ -108,10 +139,9 @@ def _tangent(
             for f in range(width):
                 scalar[f] += d_message[f]
             for axis in range(3):
-                into, r = by_grad_vector[node, axis], direction[edge, axis]
-                dr = t_direction[edge, axis] if t_direction.shape[0] else phi.dtype.type(0)
+                into, r, dr_axis = by_grad_vector[node, axis], direction[edge, axis], dr[axis]
                 for f in range(width):
-                    into[f] += r * d_along[f] + dr * along[f]
+                    into[f] += r * d_along[f] + dr_axis * along[f]
                 if vector.shape[0]:
                     v = vector[neighbour, axis]
                     dv = t_vector[neighbour, axis] if t_vector.shape[0] else absent
@@ -140,7 +170,7 @@ def _double_backward(
 ):
     width = grad_scalar.shape[1]
     for node in prange(ptr.size - 1):
-        absent = np.zeros(3 * width, phi.dtype)
+        absent = np.zeros(3 * width, phi.dtype)  # stands in for a row of a missing tangent
         p, dp = phi[node], t_phi[node] if t_phi.shape[0] else absent
         if by_phi.shape[0]:
             by_phi[node] = 0
@@ -178,4 +208,10 @@ def _double_backward(
                     for f in range(width):
                         row[f] += d_carried[f] * g_axis[f]
             if by_direction.shape[0]:
-                _dot_axes_one(d_along, g, by_direction[edge])
+                _dots(d_along, g, by_direction[edge])
+
+
+message = Kernel(_message)
+backward = Kernel(_backward)
+tangent = Kernel(_tangent)
+double_backward = Kernel(_double_backward)

@@ -74,13 +74,17 @@ _GRADS = "Tensor grad_scalar, Tensor grad_vector"
 _TANGENTS = "Tensor? tangent_phi, Tensor? tangent_vector, Tensor? tangent_weight, Tensor? tangent_direction"
 
 
-def _empty_like(tensors: tuple[Tensor | None, ...], needs: list[bool]) -> list[Tensor]:
-    like = next(t for t in tensors if t is not None)
-    return [like.new_empty(t.shape if need and t is not None else (0,)) for t, need in zip(tensors, needs, strict=True)]
+def allocate(like: Tensor, tensors: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor, ...]:
+    """One output as large as each of ``tensors``; without rows where it is not needed or belongs to a vector that is None."""
+    return tuple(
+        like.new_empty(t.shape if need and t is not None else (0,) * (3 if t is None else t.dim()))
+        for t, need in zip(tensors, needs, strict=True)
+    )
 
 
-def _kept(grads: Grads, like: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
-    return tuple(grad if need and grad is not None else like.new_empty(0) for grad, need in zip(grads, needs, strict=True))
+def _kept(grads: Grads, tensors: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor, ...]:
+    empty = allocate(grads[0], tensors, [False] * len(needs)) if grads[0] is not None else ()
+    return tuple(grad if need and grad is not None else none for grad, none, need in zip(grads, empty, needs, strict=True))
 
 
 def _message_fake(phi: Tensor, vector: Tensor | None, weight: Tensor, direction: Tensor, *graph: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,11 +109,11 @@ def _message_triton(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    return tuple(_empty_like(args[2:6], args[-1]))
+    return allocate(args[2], args[2:6], args[-1])
 
 
 def _backward_reference(*args: Any) -> tuple[Tensor, ...]:
-    return _kept(reference.painn_message_backward(*args[:8]), args[2], args[-1])
+    return _kept(reference.painn_message_backward(*args[:8]), args[2:6], args[-1])
 
 
 def _backward_numba(*args: Any) -> tuple[Tensor, ...]:
@@ -125,11 +129,11 @@ def _backward_triton(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _double_backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    return tuple(_empty_like(args[4:10], args[-1]))
+    return allocate(args[6], args[4:10], args[-1])
 
 
 def _double_backward_reference(*args: Any) -> tuple[Tensor, ...]:
-    return _kept(reference.painn_message_double_backward(*args[:12]), args[6], args[-1])
+    return _kept(reference.painn_message_double_backward(*args[:12]), args[4:10], args[-1])
 
 
 def _double_backward_numba(*args: Any) -> tuple[Tensor, ...]:

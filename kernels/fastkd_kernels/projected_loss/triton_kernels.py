@@ -1,8 +1,10 @@
-"""GPU kernels: ``projected_rows_fwd_kernel``, and for the gradients ``…_bwd_input_kernel``, ``…_bwd_weight_kernel``, ``…_bwd_target_kernel``.
+"""GPU kernels: ``projected_rows_fwd_kernel``, and for the gradients ``projected_rows_bwd_{input, weight, target}_kernel``.
 
 All four make the residual tile again from x, weight and target in `_residual`; none writes it, except the gradient of the target,
 which is that tile. N rows, C input channels, D projected channels; ``KIND`` is a position in `kinds.KINDS`; ``ACC`` the dtype of
-every sum, which is that of the row losses and of their gradient. Addresses are int64. Masked rows and columns load zeros; where a zero residual could be wrong, the mask is applied again.
+every sum, which is that of the row losses and of their gradient. Addresses are int64. Rows and columns beyond the matrix are loaded
+as zeros, so their residual is 0 and adds nothing. Products of float32 are exact to float32, not TF32. ``WIDEN`` makes bfloat16
+products in float32, with the same result, for the interpreter, which multiplies their bit patterns.
 """
 
 import triton
@@ -12,7 +14,7 @@ import triton.language as tl
 @triton.jit
 def _residual(
     x_ptr, weight_ptr, bias_ptr, target_ptr, row, d, N, C, D,
-    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """x[row] · weight[d]ᵀ + bias[d] − target[row, d], 0 outside of the matrix: a tile [BLOCK_N, BLOCK_D]."""
     in_rows, in_width = row < N, d < D
@@ -23,7 +25,9 @@ def _residual(
         in_channels = c < C
         x = tl.load(x_ptr + row[:, None] * C + c[None, :], mask=in_rows[:, None] & in_channels[None, :], other=0.0)
         weight = tl.load(weight_ptr + d[None, :] * C + c[:, None], mask=in_width[None, :] & in_channels[:, None], other=0.0)
-        total = tl.dot(x, weight, total, input_precision=PRECISION, out_dtype=ACC)
+        if WIDEN:
+            x, weight = x.to(ACC), weight.to(ACC)
+        total = tl.dot(x, weight, total, input_precision="ieee", out_dtype=ACC)
     inside = in_rows[:, None] & in_width[None, :]
     if HAS_BIAS:
         total += tl.where(in_rows[:, None], tl.load(bias_ptr + d, mask=in_width, other=0.0).to(ACC)[None, :], 0.0)
@@ -45,10 +49,10 @@ def _slope(residual, KIND: tl.constexpr):
 @triton.jit
 def _pull(
     x_ptr, weight_ptr, bias_ptr, target_ptr, upstream_ptr, row, d, N, C, D, KIND: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """upstream[row] · ψ(residual): the gradient of the projection, a tile [BLOCK_N, BLOCK_D], 0 outside of the matrix."""
-    residual = _residual(x_ptr, weight_ptr, bias_ptr, target_ptr, row, d, N, C, D, HAS_BIAS, BLOCK_N, BLOCK_D, BLOCK_C, ACC, PRECISION)
+    residual = _residual(x_ptr, weight_ptr, bias_ptr, target_ptr, row, d, N, C, D, HAS_BIAS, BLOCK_N, BLOCK_D, BLOCK_C, ACC, WIDEN)
     upstream = tl.load(upstream_ptr + row, mask=row < N, other=0.0)
     return upstream[:, None] * _slope(residual, KIND)
 
@@ -56,7 +60,7 @@ def _pull(
 @triton.jit
 def projected_rows_fwd_kernel(
     x_ptr, weight_ptr, bias_ptr, target_ptr, losses_ptr, N, C, D, KIND: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of rows: sums over a tile of columns first, then over the tiles in order."""
     ACC: tl.constexpr = losses_ptr.dtype.element_ty
@@ -64,14 +68,15 @@ def projected_rows_fwd_kernel(
     losses = tl.zeros((BLOCK_N,), dtype=ACC)
     for first in range(0, D, BLOCK_D):
         d = (first + tl.arange(0, BLOCK_D)).to(tl.int64)
-        residual = _residual(x_ptr, weight_ptr, bias_ptr, target_ptr, row, d, N, C, D, HAS_BIAS, BLOCK_N, BLOCK_D, BLOCK_C, ACC, PRECISION)
-        size = tl.abs(residual)
+        residual = _residual(x_ptr, weight_ptr, bias_ptr, target_ptr, row, d, N, C, D, HAS_BIAS, BLOCK_N, BLOCK_D, BLOCK_C, ACC, WIDEN)
         if KIND == 0:
             penalty = residual * residual
         elif KIND == 1:
-            penalty = size
+            penalty = tl.abs(residual)
         else:
-            penalty = tl.where(size <= 1, 0.5 * size * size, size - 0.5)
+            # both branches of Huber in one: ρ = ψ (r − ψ/2)
+            slope = _slope(residual, KIND)
+            penalty = slope * (residual - 0.5 * slope)
         losses += tl.sum(penalty, axis=1)
     tl.store(losses_ptr + row, losses, mask=row < N)
 
@@ -79,7 +84,7 @@ def projected_rows_fwd_kernel(
 @triton.jit
 def projected_rows_bwd_input_kernel(
     x_ptr, weight_ptr, bias_ptr, target_ptr, upstream_ptr, grad_ptr, N, C, D, KIND: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_OUT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """grad_x[rows, c tile] = Σ_d pull · weight; one program a tile, summed over d in order."""
     ACC: tl.constexpr = upstream_ptr.dtype.element_ty
@@ -90,11 +95,11 @@ def projected_rows_bwd_input_kernel(
         d = (first + tl.arange(0, BLOCK_D)).to(tl.int64)
         pull = _pull(
             x_ptr, weight_ptr, bias_ptr, target_ptr, upstream_ptr, row, d, N, C, D, KIND, HAS_BIAS,
-            BLOCK_N, BLOCK_D, BLOCK_C, ACC, PRECISION,
+            BLOCK_N, BLOCK_D, BLOCK_C, ACC, WIDEN,
         )  # fmt: skip
         weight = tl.load(weight_ptr + d[:, None] * C + c[None, :], mask=(d < D)[:, None] & (c < C)[None, :], other=0.0)
         # the product runs in the accumulator's precision: a bfloat16 pull would be rounded before it is summed
-        total = tl.dot(pull, weight.to(ACC), total, input_precision=PRECISION, out_dtype=ACC)
+        total = tl.dot(pull, weight.to(ACC), total, input_precision="ieee", out_dtype=ACC)
     tl.store(grad_ptr + row[:, None] * C + c[None, :], total, mask=(row < N)[:, None] & (c < C)[None, :])
 
 
@@ -102,7 +107,7 @@ def projected_rows_bwd_input_kernel(
 def projected_rows_bwd_weight_kernel(
     x_ptr, weight_ptr, bias_ptr, target_ptr, upstream_ptr, weight_part_ptr, bias_part_ptr, N, C, D, rows_each,
     KIND: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_OUT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Σ over the rows of one part: weight_part [parts, D, C] and bias_part [parts, D], to be summed over parts in order."""
     ACC: tl.constexpr = upstream_ptr.dtype.element_ty
@@ -116,10 +121,10 @@ def projected_rows_bwd_weight_kernel(
         row = start + first + tl.arange(0, BLOCK_N)
         pull = _pull(
             x_ptr, weight_ptr, bias_ptr, target_ptr, upstream_ptr, row, d, N, C, D, KIND, HAS_BIAS,
-            BLOCK_N, BLOCK_D, BLOCK_C, ACC, PRECISION,
+            BLOCK_N, BLOCK_D, BLOCK_C, ACC, WIDEN,
         )  # fmt: skip
         x = tl.load(x_ptr + row[:, None] * C + c[None, :], mask=(row < N)[:, None] & (c < C)[None, :], other=0.0)
-        total = tl.dot(tl.trans(pull), x.to(ACC), total, input_precision=PRECISION, out_dtype=ACC)
+        total = tl.dot(tl.trans(pull), x.to(ACC), total, input_precision="ieee", out_dtype=ACC)
         column += tl.sum(pull, axis=0)
     inside = (d < D)[:, None] & (c < C)[None, :]
     tl.store(weight_part_ptr + (part * D + d)[:, None] * C + c[None, :], total, mask=inside)
@@ -130,7 +135,7 @@ def projected_rows_bwd_weight_kernel(
 @triton.jit
 def projected_rows_bwd_target_kernel(
     x_ptr, weight_ptr, bias_ptr, target_ptr, upstream_ptr, grad_ptr, N, C, D, KIND: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """grad_target = −pull, one program a tile."""
     ACC: tl.constexpr = upstream_ptr.dtype.element_ty
@@ -138,6 +143,6 @@ def projected_rows_bwd_target_kernel(
     d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     pull = _pull(
         x_ptr, weight_ptr, bias_ptr, target_ptr, upstream_ptr, row, d, N, C, D, KIND, HAS_BIAS,
-        BLOCK_N, BLOCK_D, BLOCK_C, ACC, PRECISION,
+        BLOCK_N, BLOCK_D, BLOCK_C, ACC, WIDEN,
     )  # fmt: skip
     tl.store(grad_ptr + row[:, None] * D + d[None, :], -pull, mask=(row < N)[:, None] & (d < D)[None, :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from .kinds import KINDS, accumulator
 
 #: The weight's gradient is made in parts of so many rows or more: a part sums its rows in order, and torch the parts in order.
 ROWS_PER_PART = 256
-#: Ceiling on programs, a few per multiprocessor, which bounds the scratch by 16 MB whatever N is.
+#: Ceiling on programs, a few per multiprocessor, which bounds the scratch by 8 MB of float32 whatever N is.
 MAX_PROGRAMS = 512
-#: Products of float32 are exact to float32 and not TF32.
-PRECISION = "ieee"
-NUM_WARPS = 4
+#: Tiles of rows, projected channels, input channels and output channels. A float32 product in `ieee` precision runs on the ordinary
+#: units, whose operands fill registers: with these tiles and warps they fit on sm_80, sm_90, sm_100 and gfx942.
+TILES = {"BLOCK_N": 32, "BLOCK_D": 32, "BLOCK_C": 16, "num_warps": 8}
+TILES_FLOAT64 = {"BLOCK_N": 16, "BLOCK_D": 32, "BLOCK_C": 16, "num_warps": 4}
+MOST_OUT, MOST_OUT_FLOAT64 = 128, 32
 
 
 def rows(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, kind: str) -> Tensor:
@@ -37,7 +40,7 @@ def rows_backward(
     need_x, need_weight, need_bias, need_target = needs
     operands, sizes, options = _prepare(x, weight, bias, target, kind)
     operands = (*operands, upstream.contiguous())
-    (count, channels, width), block_n, block_out = sizes, options["BLOCK_N"], _tile(weight.shape[1], 128)
+    (count, channels, width), block_n, block_out = sizes, options["BLOCK_N"], _out_tile(x)
     grad_x, grad_target = x.new_empty(x.shape if need_x else (0,)), x.new_empty(target.shape if need_target else (0,))
     if grad_x.numel():
         grid = (triton.cdiv(count, block_n), triton.cdiv(channels, block_out))
@@ -74,19 +77,16 @@ def _prepare(
 ) -> tuple[tuple[Tensor, ...], tuple[int, int, int], dict[str, Any]]:
     operands = (x.contiguous(), weight.contiguous(), x if bias is None else bias.contiguous(), target.contiguous())
     (count, channels), width = x.shape, weight.shape[0]
-    double = x.dtype == torch.float64
     options = {
         "KIND": KINDS.index(kind),
         "HAS_BIAS": bias is not None,
-        "BLOCK_N": 32,
-        "BLOCK_D": _tile(width, 32 if double else 64),
-        "BLOCK_C": _tile(channels, 16 if double else 32),
-        "PRECISION": PRECISION,
-        "num_warps": NUM_WARPS,
+        **(TILES_FLOAT64 if x.dtype == torch.float64 else TILES),
+        "WIDEN": os.environ.get("TRITON_INTERPRET") == "1",
     }
     return operands, (count, channels, width), options
 
 
-def _tile(size: int, most: int) -> int:
-    # tl.dot wants at least 16
-    return max(16, min(most, triton.next_power_of_2(max(size, 1))))
+def _out_tile(x: Tensor) -> int:
+    # a power of two, and at least the 16 that tl.dot wants
+    most = MOST_OUT_FLOAT64 if x.dtype == torch.float64 else MOST_OUT
+    return max(16, min(most, triton.next_power_of_2(max(x.shape[1], 1))))

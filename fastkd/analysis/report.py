@@ -1,0 +1,258 @@
+"""The report of a run or a comparison: one table, the same as text, Markdown, CSV, JSON and a page with figures.
+
+Example:
+    >>> report = build_report(Path("runs/quickstart"))
+    >>> rich.print(report.table())
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastkd.analysis.gap import Errors, Gap, energy_errors, forces_errors, gap_closed, mean_std
+from fastkd.analysis.metrics import METRIC_UNITS
+from fastkd.analysis.runs import CURVE, SUMMARY, Run, find_runs, write_atomic, write_csv, write_json
+from fastkd.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HTML = "report.html"
+COLUMNS = (
+    ("", ""),
+    ("energy MAE", "meV/atom"),
+    ("force MAE", "meV/Å"),
+    ("force cosine", "1"),
+    ("gap closed, energy", "% [95 %]"),
+    ("gap closed, forces", "% [95 %]"),
+    ("parameters", "1"),
+    ("inference", "atoms/s"),
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds, and the sample standard deviation (NaN for one seed)."""
+
+    mean: float
+    std: float
+
+    def text(self, digits: int, factor: float = 1.0) -> str:
+        """Like ``12.3 ± 0.4``."""
+        if math.isnan(self.mean):
+            return "–"
+        mean = f"{factor * self.mean:.{digits}f}"
+        return mean if math.isnan(self.std) else f"{mean} ± {factor * self.std:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a model, over all its seeds."""
+
+    name: str
+    title: str
+    role: str
+    seeds: tuple[int, ...]
+    metrics: dict[str, Spread]  #: name of the metric → eV, Å
+    gap_energy: Gap | None  #: None for the teacher, the baseline, and where one of them is missing
+    gap_forces: Gap | None
+    parameters: int
+    atoms_per_second: Spread
+
+    def cells(self) -> tuple[str, ...]:
+        """The line as text, in the order of `COLUMNS`."""
+        return (
+            self.title or self.name,
+            self.metrics["energy_mae_per_atom"].text(2, 1000),
+            self.metrics["forces_mae"].text(1, 1000),
+            self.metrics["forces_cosine"].text(4),
+            "–" if self.gap_energy is None else str(self.gap_energy),
+            "–" if self.gap_forces is None else str(self.gap_forces),
+            f"{self.parameters:,}",
+            "–" if math.isnan(self.atoms_per_second.mean) else f"{self.atoms_per_second.mean:,.0f}",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Everything a report says."""
+
+    root: Path
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+    resamples: int
+
+    @property
+    def caption(self) -> str:
+        """What the numbers are, in a sentence or two."""
+        structures = len(self.runs[0].predictions.natoms)
+        seeds = max(len(row.seeds) for row in self.rows)
+        spread = f" Mean ± standard deviation over {seeds} seeds." if seeds > 1 else ""
+        text = f"Errors on {structures} test structures.{spread}"
+        if any(row.gap_energy is not None for row in self.rows):
+            over = "structures and seeds" if seeds > 1 else "structures"
+            baseline = next(row for row in self.rows if row.role == "student")
+            text += (
+                f" Gap closed = 100 · (MAE of '{baseline.title}' − MAE) / (MAE of '{baseline.title}' − MAE of teacher); "
+                f"95 % interval from {self.resamples} paired resamples of {over}."
+            )
+        return text
+
+    def table(self) -> Table:
+        """For the terminal."""
+        from rich.table import Table
+
+        table = Table(title=str(self.root), caption=self.caption, caption_justify="left", title_justify="left")
+        for i, (name, unit) in enumerate(COLUMNS):
+            table.add_column(f"{name}\n{unit}".strip(), justify="left" if i == 0 else "right", no_wrap=i != 0)
+        for row in self.rows:
+            table.add_row(*row.cells(), style="bold" if row.role == "teacher" else None)
+        return table
+
+    def markdown(self) -> str:
+        """A Markdown table with its caption."""
+        header = [f"{name} [{unit}]" if unit not in ("", "1") else name for name, unit in COLUMNS]
+        lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(COLUMNS) - 1)]) + "|"]
+        lines += ["| " + " | ".join(row.cells()) + " |" for row in self.rows]
+        return "\n".join([*lines, "", self.caption]) + "\n"
+
+    def text(self) -> str:
+        """Plain text in aligned columns, for logs."""
+        cells = [[name for name, _ in COLUMNS], [unit for _, unit in COLUMNS], *(list(row.cells()) for row in self.rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+        lines = [
+            "  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+            for line in cells
+        ]
+        rule = "─" * len(lines[0])
+        return "\n".join([lines[0].rstrip(), lines[1].rstrip(), rule, *lines[2:], rule, self.caption]) + "\n"
+
+    def asdict(self) -> dict[str, Any]:
+        """For JSON."""
+        units = {"metrics": METRIC_UNITS, "gap": "%", "atoms_per_second": "1/s"}
+        return {"schema": 1, "kind": "comparison", "units": units, "resamples": self.resamples, "rows": [asdict(row) for row in self.rows]}
+
+
+def build_report(run_dir: str | Path, *, resamples: int = 1000, html: bool = True) -> Report:
+    """Read every run in a folder, and write the report into it.
+
+    A comparison gets ``report.html``, ``report.md``, ``metrics.csv`` (one row per run, with a units row) and ``summary.json`` (what the
+    table says). In the folder of a single run the last two are the run's own, and stay.
+
+    Args:
+        run_dir: folder of a run or of a comparison.
+        resamples: of the bootstrap.
+        html: whether to write the page with figures.
+
+    Raises:
+        CheckpointError: if there is no finished run, a summary is damaged, or the folder cannot be written.
+        DataError: if predictions or curves are damaged, or models were tested on different structures.
+    """
+    root = Path(run_dir)
+    runs = find_runs(root)
+    report = Report(root, tuple(runs), tuple(_rows(runs, resamples)), resamples)
+    try:
+        write_atomic(root / "report.md", report.markdown().encode())
+        if all(run.folder != root for run in runs):
+            write_csv(root / CURVE, _csv_rows(runs))
+            write_json(root / SUMMARY, report.asdict())
+        if html:
+            from fastkd.analysis.page import render
+
+            write_atomic(root / HTML, render(report).encode())
+    except OSError as error:
+        raise CheckpointError(f"the report cannot be written into {root}: {error.strerror or error}; make the folder writable") from None
+    return report
+
+
+def _rows(runs: Sequence[Run], resamples: int) -> list[Row]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(f"{run.summary.role}/{run.summary.name}", []).append(run)
+    errors = {key: (energy_errors(group), forces_errors(group)) for key, group in groups.items()}
+    teacher = next((key for key, group in groups.items() if group[0].summary.role == "teacher"), None)
+    baseline = next((key for key, group in groups.items() if group[0].summary.role == "student"), None)
+    rows = []
+    for key, group in groups.items():
+        gaps: tuple[Gap | None, Gap | None] = (None, None)
+        if teacher is not None and baseline is not None and key not in (teacher, baseline) and group[0].summary.role == "student":
+            gaps = _gaps(errors[baseline], errors[key], errors[teacher], resamples)
+        rows.append(_row(group, gaps))
+    return rows
+
+
+def _gaps(
+    student: tuple[Errors, Errors], distilled: tuple[Errors, Errors], teacher: tuple[Errors, Errors], resamples: int
+) -> tuple[Gap, Gap]:
+    energy, forces = (gap_closed(student[i], distilled[i], teacher[i], resamples=resamples) for i in range(2))
+    return energy, forces
+
+
+def _row(group: Sequence[Run], gaps: tuple[Gap | None, Gap | None]) -> Row:
+    first = group[0].summary
+    tests = [run.summary.test.asdict() for run in group]
+    return Row(
+        name=first.name,
+        title=first.title,
+        role=first.role,
+        seeds=tuple(run.summary.seed for run in group),
+        metrics={name: Spread(*mean_std([test[name] for test in tests])) for name in METRIC_UNITS},
+        gap_energy=gaps[0],
+        gap_forces=gaps[1],
+        parameters=first.parameters,
+        atoms_per_second=Spread(*mean_std([run.summary.atoms_per_second for run in group])),
+    )
+
+
+def _csv_rows(runs: Sequence[Run]) -> list[list[str]]:
+    names = ["name", "title", "role", "seed", *METRIC_UNITS, "parameters", "atoms_per_second", "train_seconds"]
+    units = ["", "", "", "1", *METRIC_UNITS.values(), "1", "1/s", "s"]
+    lines = []
+    for run in runs:
+        summary = run.summary
+        numbers = [*summary.test.asdict().values(), float(summary.parameters), summary.atoms_per_second, summary.train_seconds]
+        text = ["" if math.isnan(number) else f"{number:.10g}" for number in numbers]
+        lines.append([summary.name, summary.title, summary.role, str(summary.seed), *text])
+    return [names, units, *lines]
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``fastkd report``."""
+    parser.add_argument("run", nargs="+", type=Path, help="folder of a run, or of a comparison")
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples for the interval of 'gap closed' (default 1000)"
+    )
+    parser.add_argument("--html", action=argparse.BooleanOptionalAction, default=True, help="write report.html (default yes)")
+    parser.add_argument(
+        "--format",
+        choices=("table", "text", "markdown"),
+        default="table",
+        help="what is printed: a table for the terminal, plain text, or Markdown",
+    )
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Do what ``fastkd report`` was asked; returns the exit code.
+
+    Raises:
+        UserError: as `build_report`; the command line prints it and exits with 2.
+    """
+    from rich.console import Console
+
+    console = Console()
+    if arguments.bootstrap < 1:
+        raise CheckpointError(f"--bootstrap must be at least 1, got {arguments.bootstrap}")
+    for folder in arguments.run:
+        report = build_report(folder, resamples=arguments.bootstrap, html=arguments.html)
+        if arguments.format == "table":
+            console.print(report.table())
+        else:
+            console.print(report.text() if arguments.format == "text" else report.markdown(), markup=False, highlight=False, soft_wrap=True)
+        if arguments.html:
+            console.print(f"report: {folder / HTML}", markup=False, highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,169 @@
+"""The command line: ``fastkd train · eval · convert · inspect · report``.
+
+Exit codes: 0 done; 2 a mistake that the message says how to mend; 130 and 143 stopped by Ctrl-C and SIGTERM with a checkpoint
+written; 1 with a traceback for our own bugs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastkd.config import Config
+from fastkd.config_loading import load_config, to_yaml
+from fastkd.config_schema import options_text
+from fastkd.errors import ConfigError, UserError
+
+_TRAIN_HELP = """\
+Train a model, alone or with a teacher, or compare several ways side by side.
+
+  %(prog)s                                        the quickstart, about five minutes on a laptop
+  %(prog)s my.yaml                                a config of your own
+  %(prog)s my.yaml train.steps=500 model.width=64 with options changed
+  %(prog)s my.yaml run.resume=true                go on with a stopped run
+
+Precedence, weakest first: defaults, the YAML file (the quickstart if none is named), options from left to right.
+"""
+
+
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: without the program's name; None takes them from the system.
+        program: how the usage calls the program, for ``python -m fastkd.train``.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(program)
+    args = parser.parse_args(given)
+    try:
+        code: int = args.handler(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped before there was anything to keep", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of a pipe (head, less) has left; that is no error, and nobody is there to hear of it
+        sys.stderr.close()
+        return 0
+    return code
+
+
+def _parser(program: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastkd", description="Distil molecular graph networks.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands, program)
+    _add_eval(commands)
+    _add_data_commands(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser], program: str | None) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train, distil, compare",
+        description=_TRAIN_HELP,
+        epilog=None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    if program:
+        parser.prog = program
+    parser.add_argument("arguments", nargs="*", metavar="config.yaml | a.b=c", help="a YAML file and options, in any order")
+    parser.add_argument("-h", "--help", action=_TrainHelp, nargs=0, help="show this and every option with type, default and unit")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of the config, for editors, and stop")
+    parser.set_defaults(handler=_train)
+
+
+class _TrainHelp(argparse.Action):
+    """Usage, then the list of options; formatting that list is left out of every other start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(parser.format_help() + "\n" + options_text())
+        parser.exit()
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.schema:
+        print(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+        return 0
+    files = [argument for argument in args.arguments if "=" not in argument]
+    if len(files) > 1:
+        raise ConfigError(f"one config file at a time, got {', '.join(files)}; options are written a.b=c, without spaces around '='")
+    config = load_config(files[0] if files else None, [argument for argument in args.arguments if "=" in argument])
+    if args.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    from fastkd.engine.run import run
+    from fastkd.engine.signals import Interrupted
+
+    try:
+        run(config)
+    except Interrupted as stopped:
+        print(f"stopped at step {stopped.step}; checkpoint in {stopped.run_dir}\n{_resume_hint(files, config)}", file=sys.stderr)
+        return stopped.exit_code
+    return 0
+
+
+def _resume_hint(files: list[str], config: Config) -> str:
+    file = f" {files[0]}" if files else ""
+    return f"go on with: fastkd train{file} run.dir={config.run.dir} run.resume=true (and the options you gave)"
+
+
+def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("eval", help="errors of a model on a data set", allow_abbrev=False)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder with model.safetensors, or a .safetensors file")
+    parser.add_argument("data", metavar="DATA", help="HDF5 file (format v1), or 'embedded'")
+    parser.add_argument("--split", default="test", help="name of the split (default: %(default)s)")
+    parser.add_argument("--systems", nargs="*", default=[], help="only these systems of the file")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and positions (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="structures per batch (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for predictions.npz and summary.json")
+    parser.set_defaults(handler=_eval)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from fastkd.engine.evaluate_command import evaluate_command
+
+    evaluate_command(args)
+    return 0
+
+
+def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from fastkd.data.commands import add_convert_arguments, add_inspect_arguments, run_convert, run_inspect
+
+    convert = commands.add_parser("convert", help="make an HDF5 data set from extxyz, npz or an ASE database", allow_abbrev=False)
+    add_convert_arguments(convert)
+    convert.set_defaults(handler=lambda args: run_convert(args) or 0)
+    inspect = commands.add_parser("inspect", help="say what a data set or a model file holds", allow_abbrev=False)
+    add_inspect_arguments(inspect)
+    inspect.set_defaults(handler=lambda args: run_inspect(args) or 0)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("report", help="make table and report of a finished run or comparison again", allow_abbrev=False)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run or a comparison")
+    parser.set_defaults(handler=_report)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from fastkd.analysis import build_report
+
+    build_report(args.run_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

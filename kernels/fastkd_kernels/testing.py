@@ -1,0 +1,143 @@
+"""One way to compare any operator with its float64 reference at three orders, for the tests and for ``python -m fastkd_kernels.check``.
+
+With random cotangents g and h, the three orders of ``y = f(x)`` are y, the gradient ⟨g, y⟩ → ∂x, and the gradient of
+⟨h, ∂x⟩ by x and by g. The reference sees the same rounded numbers in float64, so what is measured is the operator alone.
+
+Example:
+    >>> case = next(case for case in all_cases() if case.name == "cfconv")
+    >>> errors(case, Shape(7, 23, 5), torch.float32, "numba").ok
+    True
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import BACKENDS, Backend, installed
+from .registry import OpCase, Sample, Shape
+from .tolerances import TOLERANCES, relative_error
+
+#: No edges; one node, with self loops only; a node that all edges enter and leave; two hubs; odd and even widths; a full tile and one more.
+SHAPES: tuple[Shape, ...] = (
+    Shape(5, 0, 3),
+    Shape(1, 3, 1),
+    Shape(3, 150, 5),
+    Shape(4, 301, 31),
+    Shape(20, 160, 64),
+    Shape(12, 61, 129),
+)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Largest relative error of any tensor at each order, and the limits they must keep to."""
+
+    case: str
+    shape: Shape
+    dtype: torch.dtype
+    backend: str
+    by_order: tuple[float, float, float]
+
+    @property
+    def limits(self) -> tuple[float, float, float]:
+        return TOLERANCES[self.dtype].by_order
+
+    @property
+    def ok(self) -> bool:
+        return all(math.isfinite(error) and error <= limit for error, limit in zip(self.by_order, self.limits, strict=True))
+
+    def __str__(self) -> str:
+        got = ", ".join(f"{error:.1e} (≤ {limit:.0e})" for error, limit in zip(self.by_order, self.limits, strict=True))
+        return f"{self.case} {self.backend} {dtype_name(self.dtype)} {self.shape}: value, gradient, its gradient: {got}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` rather than ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def available_backends(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Backend, ...]:
+    """Backends that can run on this device in this process; triton runs on a CPU only in its interpreter."""
+    numba = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+    triton = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    able = {"reference": True, "numba": numba, "triton": triton}
+    return tuple(backend for backend in BACKENDS if able[backend] and installed(backend))
+
+
+def sample(case: OpCase, shape: Shape, dtype: torch.dtype, seed: int = 0, device: torch.device | str = "cpu") -> Sample:
+    """Random input of a case: inputs are leaves that require grad."""
+    made = case.make(shape, dtype, torch.Generator().manual_seed(seed))
+    inputs = tuple(tensor.to(device).detach().requires_grad_() for tensor in made.inputs)
+    return Sample(inputs, tuple(item.to(device) if hasattr(item, "to") else item for item in made.extra))
+
+
+def call(case: OpCase, made: Sample, backend: str | None) -> tuple[Tensor, ...]:
+    """The public function on one backend, always as a tuple."""
+    return _tuple(case.function(*made.inputs, *made.extra, backend=backend))
+
+
+def errors(
+    case: OpCase, shape: Shape, dtype: torch.dtype, backend: str | None, *, seed: int = 0, device: torch.device | str = "cpu"
+) -> Errors:
+    """Compare one case with its reference in float64, at three orders, on random input and with random cotangents.
+
+    Raises:
+        RuntimeError: if an output or gradient is not differentiable although that of the reference is.
+    """
+    made = sample(case, shape, dtype, seed, device)
+    exact = Sample(tuple(tensor.detach().double().requires_grad_() for tensor in made.inputs), made.extra)
+    got = three_orders(lambda *x: case.function(*x, *made.extra, backend=backend), made.inputs, dtype, seed)
+    want = three_orders(lambda *x: case.reference(*x, *exact.extra), exact.inputs, dtype, seed)
+    first, second, third = (
+        max((_error(a, b, dtype) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+        for ours, theirs in zip(got, want, strict=True)
+    )
+    return Errors(case.name, shape, dtype, backend or "default", (first, second, third))
+
+
+def three_orders(
+    function: Callable[..., Any], inputs: Sequence[Tensor], rounded_to: torch.dtype, seed: int = 0
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Outputs, gradients, and gradients of the gradients by every input and by the cotangents of the outputs.
+
+    Gradients that autograd leaves out because nothing depends on them come back as zeros. Cotangents are standard normal numbers
+    rounded to ``rounded_to``, the same for every dtype in which the function is evaluated.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    outputs = _tuple(function(*inputs))
+    cotangents = [_cotangent(output, rounded_to, generator).requires_grad_() for output in outputs]
+    gradients = _gradients(outputs, inputs, cotangents)
+    seconds = _gradients(gradients, (*inputs, *cotangents), [_cotangent(gradient, rounded_to, generator) for gradient in gradients])
+    return list(outputs), gradients, seconds
+
+
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
+    used = [(output, cotangent) for output, cotangent in zip(outputs, cotangents, strict=True) if output.requires_grad]
+    if not used:
+        return [torch.zeros_like(tensor) for tensor in inputs]
+    found = torch.autograd.grad([o for o, _ in used], inputs, [c for _, c in used], create_graph=True, allow_unused=True)
+    return [torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in zip(found, inputs, strict=True)]
+
+
+def _cotangent(like: Tensor, rounded_to: torch.dtype, generator: torch.Generator) -> Tensor:
+    numbers = torch.randn(like.shape, dtype=torch.float64, generator=generator)
+    return numbers.to(rounded_to).to(dtype=like.dtype, device=like.device)
+
+
+def _error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
+    # a result that should vanish may be left at the rounding of what cancelled
+    if want.numel() and not bool(want.detach().any()):
+        size = got.detach().double().abs().max().item()
+        return 0.0 if size <= torch.finfo(dtype).eps else float("inf")
+    return relative_error(got, want)
+
+
+def _tuple(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
