@@ -128,7 +128,9 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--split", default="test", help="name of the split (default: %(default)s)")
     parser.add_argument("--systems", nargs="*", default=[], help="only these systems of the file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and positions (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="of weights and positions (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="structures per batch (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for predictions.npz and summary.json")
     parser.set_defaults(handler=_eval)
@@ -153,16 +155,11 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from fastkd.analysis.report import add_report_arguments, run_report
+
     parser = commands.add_parser("report", help="make table and report of a finished run or comparison again", allow_abbrev=False)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run or a comparison")
-    parser.set_defaults(handler=_report)
-
-
-def _report(args: argparse.Namespace) -> int:
-    from fastkd.analysis import build_report
-
-    build_report(args.run_dir)
-    return 0
+    add_report_arguments(parser)
+    parser.set_defaults(handler=run_report)
 
 
 if __name__ == "__main__":

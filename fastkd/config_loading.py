@@ -44,10 +44,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     for override in overrides:
         apply_override(tree, override)
     config = validate(tree, str(source) if path is not None else "the quickstart config")
-    for name, values in (("arms", [arm.name for arm in config.compare.arms]), ("seeds", config.compare.seeds)):
-        twice = sorted({value for value in values if values.count(value) > 1}, key=str)
+    for name, values in (("arms", [arm.name for arm in config.compare.arms]), ("seeds", [str(seed) for seed in config.compare.seeds])):
+        twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
-            raise ConfigError(f"compare.{name}: {', '.join(map(str, twice))} is given twice; each run needs a folder of its own")
+            raise ConfigError(f"compare.{name}: {', '.join(twice)} is given twice; each run needs a folder of its own")
     if not config.compare.arms:
         check_sense(config)
     for number, arm in enumerate(config.compare.arms):
@@ -107,7 +107,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise ConfigError(f"{override!r} is no option; write dotted.key=value, for example train.steps=500")
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {path} is not YAML: {text!r} ({_reason(error)})") from None
     set_path(tree, path, value)
@@ -172,7 +172,9 @@ def to_yaml(config: BaseModel) -> str:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted paths whose values differ, with both values; a list counts as one value."""
-    return {path: (old_value, new_value) for path, old_value, new_value in _leaves(to_tree(old), to_tree(new), "") if old_value != new_value}
+    return {
+        path: (old_value, new_value) for path, old_value, new_value in _leaves(to_tree(old), to_tree(new), "") if old_value != new_value
+    }
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         hint = "; write options as dotted.key=value" if not path.suffix else ""
         raise ConfigError(f"cannot read the config {path}: {error.strerror}{hint}") from None
     try:
-        tree = yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        tree = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -299,7 +301,7 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012 - as in the base class
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - signature of the base
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
@@ -325,7 +327,9 @@ def _resolve(tag: str, pattern: str, first: str) -> None:
 
 _resolve("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF")
 _resolve("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789")
-_resolve("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$", "-+.0123456789")
+_resolve(
+    "float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$", "-+.0123456789"
+)
 _resolve("null", r"^(?:~|null|Null|NULL|)$", "~nN\0")
 _resolve("merge", r"^(?:<<)$", "<")
 for _target in (_Loader, _Dumper):

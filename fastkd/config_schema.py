@@ -132,7 +132,13 @@ def options_markdown() -> str:
         first = option.path.split(".")[0]
         if first != section:
             section = first
-            lines += ["", f"### `{section}`: {_section_title(section)}", "", "| option | type | default | unit | meaning |", "|---|---|---|---|---|"]
+            lines += [
+                "",
+                f"### `{section}`: {_section_title(section)}",
+                "",
+                "| option | type | default | unit | meaning |",
+                "|---|---|---|---|---|",
+            ]
         cells = (f"`{option.path}`", option.allowed, f"`{option.default}`", option.unit, option.description)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines).strip() + "\n"
@@ -182,7 +188,7 @@ def _option(path: str, field: FieldInfo) -> Option:
     return Option(path, allowed(field), default, text, unit.group(1) if unit else "")
 
 
-def _words(annotation: Any, metadata: list[Any]) -> str:
+def _words(annotation: Any, metadata: list[Any]) -> str:  # noqa: PLR0911 - one return per kind of type
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *extra = get_args(annotation)

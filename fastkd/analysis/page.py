@@ -100,7 +100,7 @@ def _figures(report: Report) -> list[str]:
     for start in range(0, len(models), MODELS_PER_FIGURE):
         caption = "Test structures, first seed of each model. Energies per atom, relative to the mean label of structures of the same composition."
         parts.append(_image(plots.parity(models[start : start + MODELS_PER_FIGURE]), "png", caption))
-    elements = plots.errors_by_element(models)
+    elements = plots.errors_by_element(models, sum(run.summary.role == "teacher" for run in firsts))
     if elements is not None:
         parts.append(
             "<h2>Force error by element</h2>" + _image(elements, "svg+xml", "Mean absolute error per component, first seed of each model.")

@@ -86,6 +86,8 @@ def learning_curves(groups: Sequence[CurveGroup], teacher: dict[str, float]) -> 
     columns = [panel for panel in _PANELS if any(panel[0] in curve.units for group in groups for curve in group.curves)]
     if not columns:
         return None
+    from matplotlib.ticker import LogFormatter
+
     with _figure(3.6 * len(columns), 2.9) as figure:
         axes = figure.subplots(1, len(columns), squeeze=False)[0]
         for ax, (column, title) in zip(axes, columns, strict=True):
@@ -94,6 +96,9 @@ def learning_curves(groups: Sequence[CurveGroup], teacher: dict[str, float]) -> 
             if column in teacher:
                 ax.axhline(teacher[column], color=TEACHER_COLOUR, linestyle="--", linewidth=1, label="teacher (test)")
             ax.set_yscale("log")
+            # 20 and 60, not 2 × 10¹
+            ax.yaxis.set_major_formatter(LogFormatter())
+            ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
             ax.set_title(title, loc="left")
             ax.set_xlabel("step")
             ax.set_ylabel(CURVE_UNITS[column] if CURVE_UNITS[column] != "1" else "")
@@ -161,17 +166,22 @@ def _draw_parity(ax: Axes, label: NDArray[np.floating], predicted: NDArray[np.fl
         ax.set_ylabel(f"{'energy' if unit == 'meV/atom' else 'force'} predicted [{unit}]")
 
 
-def errors_by_element(models: Sequence[tuple[str, Predictions]]) -> bytes | None:
-    """Force MAE of each element, one bar per model; an SVG, or None if a model's predictions do not tell elements."""
+def errors_by_element(models: Sequence[tuple[str, Predictions]], teachers: int) -> bytes | None:
+    """Force MAE of each element, one bar per model; an SVG, or None if a model's predictions do not tell elements.
+
+    Args:
+        models: title and predictions.
+        teachers: how many of the first models are teachers; the others have the colours of the learning curves.
+    """
     if any(predictions.atomic_numbers is None for _, predictions in models):
         return None
     from ase.data import chemical_symbols
 
     elements = np.unique(np.concatenate([p.atomic_numbers for _, p in models if p.atomic_numbers is not None]))
     width = 0.8 / len(models)
-    with _figure(max(3.6, 0.35 * len(elements) * len(models) + 1.6), 2.7) as figure:
+    with _figure(max(3.0, 0.28 * len(elements) * len(models)) + 2.2, 2.7) as figure:
         ax = figure.subplots()
-        colours = _cycle(len(models))
+        colours = [TEACHER_COLOUR] * teachers + _cycle(len(models) - teachers)
         for number, (title, predictions) in enumerate(models):
             errors = np.abs(predictions.forces_pred - predictions.forces).mean(1)
             bars = [
@@ -181,7 +191,7 @@ def errors_by_element(models: Sequence[tuple[str, Predictions]]) -> bytes | None
         ax.set_xticks(np.arange(len(elements)), [chemical_symbols[z] for z in elements])
         ax.grid(visible=False, axis="x")
         ax.set_ylabel("force MAE [meV/Å]")
-        ax.legend()
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return _svg(figure)
 
 

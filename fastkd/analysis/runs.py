@@ -78,8 +78,11 @@ class Predictions:
         """
         path = folder / PREDICTIONS
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            # read at once: numpy leaves the file open when it is not an archive
+            archive = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive")
+            arrays = {name: archive[name] for name in archive.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} cannot be read as predictions ({error}); evaluate the run again") from None
         names = {item.name for item in fields(cls)}
@@ -311,7 +314,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _role(value: Any) -> Role:
     if value not in ("teacher", "student"):
         raise ValueError(f"role {value!r}")
-    return cast(Role, value)
+    return cast("Role", value)
 
 
 def _number(value: Any) -> float:

@@ -30,6 +30,9 @@ AUTO_LOSS = {"energy": "mae", "forces": "l2", "atom_energy": "mae", "n2n": "mse"
 UNIT = {"energy": "eV", "forces": "eV/Å", "atom_energy": "eV", "n2n": "1", "e2n": "1", "v2v": "1"}
 OUTPUT_KINDS = ("energy", "forces", "atom_energy")
 
+#: Sets the projections' random numbers apart from those of a student with the same seed.
+SEED_STREAM = 0x6B64_7072_6F6A
+
 T = TypeVar("T")
 
 
@@ -177,7 +180,7 @@ def build_terms(config: DistillConfig, student: Offer, teacher: Offer, *, seed: 
     Raises:
         ConfigError: if the student or the teacher does not offer what a term needs, or the options of a term exclude each other.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed ^ SEED_STREAM)
     terms: list[Term] = []
     counts: dict[str, int] = {}
     for i, item in enumerate(config.terms):

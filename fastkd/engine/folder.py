@@ -1,9 +1,9 @@
 """The folder of a run: what lies in it, who may use it, and how it is gone on with.
 
-    config.yaml        the resolved config          environment.json   versions, commit, command
-    metrics.csv        one row per evaluation       checkpoints/       last and best, for resuming
-    model.safetensors  the best average weights     model.json         their config and units
-    predictions.npz    on the test split            summary.json       errors on the test split; there when the run is done
+config.yaml        the resolved config          environment.json   versions, commit, command
+metrics.csv        one row per evaluation       checkpoints/       last and best, for resuming
+model.safetensors  the best average weights     model.json         their config and units
+predictions.npz    on the test split            summary.json       errors on the test split; there when the run is done
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from fastkd.config import Config
 from fastkd.config_loading import differences, read_yaml, to_yaml, validate
@@ -68,7 +67,9 @@ def require_same(config: Config) -> None:
     changed = {key: values for key, values in differences(stored, config).items() if key not in _MAY_CHANGE}
     if changed:
         lines = "".join(f"\n  {key}: {old!r} in the run, {new!r} now" for key, (old, new) in changed.items())
-        raise CheckpointError(f"the run in {config.run.dir} was started with another config:{lines}\nset them back, or choose another run.dir")
+        raise CheckpointError(
+            f"the run in {config.run.dir} was started with another config:{lines}\nset them back, or choose another run.dir"
+        )
     if stored.train.steps > config.train.steps:
         raise CheckpointError(
             f"train.steps: the run in {config.run.dir} was started for {stored.train.steps} steps, {config.train.steps} now; it can be extended, "
@@ -76,13 +77,13 @@ def require_same(config: Config) -> None:
         )
 
 
-def stored_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, None if it is not finished."""
+def is_finished(folder: Path, steps: int = 0) -> bool:
+    """Whether the run in a folder is done; with ``steps``, whether it was configured for as many."""
     try:
-        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return summary
+        return False
+    return not steps or int(summary.get("extra", {}).get("steps", 0)) >= steps
 
 
 def _require_writable(folder: Path) -> None:

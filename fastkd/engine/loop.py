@@ -176,7 +176,9 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
     energy = errors.energy_mae_per_atom if loss.per_atom_energy else errors.energy_mae
     score = loss.energy_weight * energy + loss.forces_weight * errors.forces_mae
     if not math.isfinite(score):
-        raise TrainingError(f"the validation error is not finite after step {progress.step}; the last checkpoint is kept. Lower train.learning_rate")
+        raise TrainingError(
+            f"the validation error is not finite after step {progress.step}; the last checkpoint is kept. Lower train.learning_rate"
+        )
     job.schedule.observe(score)
     sums = progress.loss_sum
     means = (sums / max(progress.loss_steps, 1)).tolist() if sums is not None else []
@@ -216,7 +218,7 @@ class _Clock:
     def timed(self, batches: Iterator[Batch] | Batches) -> Batch:
         """The next batch; the time it takes is waiting for data."""
         started = time.perf_counter()
-        batch = next(batches)  # type: ignore[call-overload, arg-type]
+        batch = next(batches)
         self.waited += time.perf_counter() - started
         return batch
 

@@ -111,7 +111,7 @@ def train_step(trainee: Trainee, batch: Batch, rate: float, step: int) -> StepRe
     losses, total, force_error = batch_loss(trainee, batch)
     for parameter in trainee.parameters:
         parameter.grad = None
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     # 0 means no clipping, but the norm is wanted anyway: it shows trouble first
     limit = trainee.clip or math.inf
     norm = nn.utils.clip_grad_norm_(trainee.parameters, limit, foreach=True)

@@ -127,9 +127,12 @@ class Potential(nn.Module):
 
         Raises:
             DataError: if the batch holds an element that the model does not know.
+            RuntimeError: under `torch.inference_mode`, where gradients, and so conservative forces, do not exist.
         """
         self.check_elements(batch)
         differentiate = forces and self.force_mode == "conservative"
+        if differentiate and torch.is_inference_mode_enabled():
+            raise RuntimeError("conservative forces are gradients, which torch.inference_mode forbids; use torch.no_grad instead")
         wants_graph = torch.is_grad_enabled()
         if create_graph is None:
             create_graph = self.training and wants_graph

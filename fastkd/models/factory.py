@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import tempfile
@@ -19,10 +18,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import fastkd_kernels
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+import fastkd
 from fastkd.config import ModelConfig
 from fastkd.errors import CheckpointError, ConfigError
 
@@ -55,9 +56,7 @@ def build_model(config: ModelConfig) -> Potential:
         return SchNet(
             SchNetOptions(width=config.width, filters=config.width, layers=config.layers, radial=config.radial, cutoff=config.cutoff)
         )
-    return PaiNN(
-        PaiNNOptions(width=config.width, layers=config.layers, radial=config.radial, cutoff=config.cutoff, forces=config.forces)
-    )
+    return PaiNN(PaiNNOptions(width=config.width, layers=config.layers, radial=config.radial, cutoff=config.cutoff, forces=config.forces))
 
 
 def model_config_dict(model: Potential) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def save_model(model: Potential, path: str | Path, extra: Mapping[str, Any] | No
         **model_config_dict(model),
         "units": UNITS,
         "elements": _symbols(model),
-        "versions": {name: importlib.metadata.version(name) for name in ("fastkd", "fastkd-kernels", "torch")},
+        "versions": {"fastkd": fastkd.__version__, "fastkd_kernels": fastkd_kernels.__version__, "torch": str(torch.__version__)},
         "provenance": dict(extra or {}),
     }
     text = json.dumps(header, indent=2, ensure_ascii=False)

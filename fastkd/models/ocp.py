@@ -125,8 +125,8 @@ def load_schnet(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Forei
     ours = _renamed({name: value for name, value in state.items() if ".conv.nn." not in name}, _SCHNET_NAMES)
     model = SchNet(options)
     _fill(model, ours, embedding, first_element=0)
-    limit = config.get("max_neighbors", config.get("max_num_neighbors", DEFAULT_MAX_NEIGHBORS))
-    return ForeignModel(model, int(limit), symmetric=False, maps=maps)
+    # the reference takes no other limit, whatever its config says
+    return ForeignModel(model, DEFAULT_MAX_NEIGHBORS, symmetric=False, maps=maps)
 
 
 def _without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -141,6 +141,13 @@ def _pop_maps(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None
         if weight is not None:
             maps[name] = (weight, bias)
     return maps
+
+
+def schnet_name(name: str) -> str:
+    """Our name of a parameter of PyTorch Geometric's SchNet."""
+    if name == "embedding.weight":
+        return name
+    return next(iter(_renamed({name: torch.empty(0)}, _SCHNET_NAMES)))
 
 
 def _renamed(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
@@ -172,7 +179,9 @@ def _fill(model: Potential, state: dict[str, Tensor], embedding: Tensor | None, 
     table = torch.zeros_like(own["embedding.weight"], dtype=embedding.dtype)
     rows = slice(first_element, first_element + embedding.shape[0])
     if embedding.shape[1] != table.shape[1] or rows.stop > table.shape[0]:
-        raise CheckpointError(f"element embeddings are {list(embedding.shape)}, expected at most {list(table.shape)}")
+        raise CheckpointError(
+            f"foreign state dict does not fit its config: element embeddings are {list(embedding.shape)}, expected at most {list(table.shape)}"
+        )
     table[rows] = embedding
     model.known_element.zero_()
     model.known_element[rows] = True

@@ -33,6 +33,7 @@ from .layers import (
     rows_of,
     safe_length,
     vector_norm,
+    with_bias,
 )
 
 #: Under the square root of vector norms, as in every public PaiNN.
@@ -88,8 +89,8 @@ class PaiNNMessage(nn.Module):
 
     def weight(self, length: Tensor, rows: Tensor, *, carried: bool) -> Tensor:
         """The filter [n_edges, 3F] from `rows_of`, with its derivative attached to ``length`` if that was ``carried``."""
-        product = nn.functional.linear(rows, torch.cat([self.filter.weight, self.filter.bias.unsqueeze(-1)], 1))
-        return attach_derivative(length, *product.tensor_split(2)) if carried else product
+        product = nn.functional.linear(rows, with_bias(self.filter))
+        return attach_derivative(length, product) if carried else product
 
     def phi(self, scalar: Tensor) -> Tensor:
         """[n_atoms, F] → [n_atoms, 3F]."""

@@ -21,7 +21,7 @@ from torch.nn import functional
 from fastkd.data.batch import Batch
 
 from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, Potential, Readout
-from .layers import BasisKind, Envelope, EnvelopeKind, RadialBasis, ShiftedSoftplus, attach_derivative, dense, safe_length
+from .layers import BasisKind, Envelope, EnvelopeKind, RadialBasis, ShiftedSoftplus, attach_derivative, dense, safe_length, with_bias
 
 LOG_2 = math.log(2.0)
 
@@ -44,17 +44,19 @@ class SchNetOptions:
 class _CutSoftplus(torch.autograd.Function):
     """Shifted softplus times cutoff, on rows of values and, below them, rows of radial slopes (product and chain rule).
 
-    z, z′ → ssp(z) c and σ(z) z′ c + ssp(z) c′. Differentiable once more: what training on forces needs.
+    z, z′ [2n, F] and c, c′ [n, 1] → ssp(z) c and σ(z) z′ c + ssp(z) c′, with a last column of c and c′ for the next layer's bias:
+    [2n, F + 1]. Differentiable once: the slopes are the first derivative already, and weights need one more.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, cut: Tensor, slope: Tensor) -> Tensor:
         z, dz = rows.tensor_split(2)
         gate, act = torch.sigmoid(z), functional.softplus(z).sub_(LOG_2)
-        out = torch.empty_like(rows)
+        out = rows.new_empty(rows.shape[0], rows.shape[1] + 1)
         top, bottom = out.tensor_split(2)
-        torch.mul(act, cut, out=top)
-        torch.mul(gate, dz, out=bottom).mul_(cut).addcmul_(act, slope)
+        torch.mul(act, cut, out=top[:, :-1])
+        torch.mul(gate, dz, out=bottom[:, :-1]).mul_(cut).addcmul_(act, slope)
+        top[:, -1:], bottom[:, -1:] = cut, slope
         ctx.save_for_backward(gate, dz, cut, slope)
         return out
 
@@ -62,8 +64,8 @@ class _CutSoftplus(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         gate, dz, cut, slope = ctx.saved_tensors
-        g_value, g_slope = g.tensor_split(2)
-        g_rows = torch.empty_like(g)
+        g_value, g_slope = g[:, :-1].tensor_split(2)
+        g_rows = g.new_empty(g.shape[0], g.shape[1] - 1)
         g_z, g_dz = g_rows.tensor_split(2)
         torch.mul(g_slope, cut, out=g_dz).mul_(gate)
         torch.mul(g_value, cut, out=g_z).addcmul_(g_slope, slope).mul_(gate)
@@ -94,11 +96,10 @@ class FilterNetwork(nn.Module):
             cut: [n, 1].
             slope: of the cutoff, [n, 1].
         """
-        rows = functional.linear(basis, torch.cat([self.first.weight, self.first.bias.unsqueeze(-1)], 1))
+        rows = functional.linear(basis, with_bias(self.first))
         # the cutoff enters before the last linear map, where one pass does it together with the activation
-        rows = functional.linear(_CutSoftplus.apply(rows, cut, slope), self.second.weight)
-        value, d_value = rows.tensor_split(2)
-        return attach_derivative(length, torch.addcmul(value, cut, self.second.bias), torch.addcmul(d_value, slope, self.second.bias))
+        rows = functional.linear(_CutSoftplus.apply(rows, cut, slope), with_bias(self.second))
+        return attach_derivative(length, rows)
 
 
 class Interaction(nn.Module):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -171,6 +170,3 @@ class CachedTeacher:
             values={name: tensor.to(device) for name, tensor in self._values.items()},
             cost=self.cost,
         )
-
-
-assert {*_PER_ATOM, "energy"} <= {item.name for item in fields(TeacherOutput)}

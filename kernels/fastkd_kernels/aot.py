@@ -34,7 +34,7 @@ _HIP_TARGET = re.compile(r"gfx[0-9a-f]+")
 _REGISTER_BYTES = 4
 
 
-class CannotCompile(Exception):
+class CompilerError(Exception):
     """The machine or the command line does not allow ahead-of-time compilation; the message says how to mend it."""
 
 
@@ -71,7 +71,7 @@ def gpu_target(name: str) -> Any:
     """Triton's `GPUTarget` for a name such as ``sm_90`` or ``gfx942``.
 
     Raises:
-        CannotCompile: if the name is of no known form.
+        CompilerError: if the name is of no known form.
     """
     from triton.backends.compiler import GPUTarget
 
@@ -80,19 +80,19 @@ def gpu_target(name: str) -> Any:
     if _HIP_TARGET.fullmatch(name):
         # wavefronts have 64 lanes on CDNA (gfx9…), 32 on RDNA
         return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
-    raise CannotCompile(f"unknown target {name!r}; name it like {', '.join(TARGETS)}")
+    raise CompilerError(f"unknown target {name!r}; name it like {', '.join(TARGETS)}")
 
 
 def require_compiler() -> None:
     """Make sure that Triton is there and compiles.
 
     Raises:
-        CannotCompile: if it is missing, or only interprets.
+        CompilerError: if it is missing, or only interprets.
     """
     if importlib.util.find_spec("triton") is None:
-        raise CannotCompile("triton is not installed; on Linux: pip install 'fastkd-kernels[gpu]'")
+        raise CompilerError("triton is not installed; on Linux: pip install 'fastkd-kernels[gpu]'")
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        raise CannotCompile("TRITON_INTERPRET is set, so Triton would interpret and not compile; unset it and run again")
+        raise CompilerError("TRITON_INTERPRET is set, so Triton would interpret and not compile; unset it and run again")
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def compile_kernel(kernel: AotKernel, target: str) -> Result:
     """Compile one specialisation for one target; an error of the compiler is a result, not an exception.
 
     Raises:
-        CannotCompile: if the target is unknown.
+        CompilerError: if the target is unknown.
     """
     import triton
 
@@ -137,7 +137,9 @@ def source(kernel: AotKernel) -> Any:
     function = kernel.load()
     given = [*kernel.signature, *kernel.constants]
     if sorted(given) != sorted(function.arg_names):
-        raise ValueError(f"{kernel.name}: the kernel takes {', '.join(function.arg_names)}; signature and constants name {', '.join(given)}")
+        raise ValueError(
+            f"{kernel.name}: the kernel takes {', '.join(function.arg_names)}; signature and constants name {', '.join(given)}"
+        )
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for position, name in enumerate(function.arg_names):
@@ -254,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             gpu_target(target)
         kernels = [kernel for kernel in all_kernels() if not arguments.only or arguments.only in kernel.name]
         if not kernels:
-            raise CannotCompile(f"no kernel's name contains {arguments.only!r}")
-    except CannotCompile as error:
+            raise CompilerError(f"no kernel's name contains {arguments.only!r}")
+    except CompilerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     import triton

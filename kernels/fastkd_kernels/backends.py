@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
 
 Backend = Literal["triton", "numba", "reference"]
 BACKENDS: tuple[Backend, ...] = ("triton", "numba", "reference")
@@ -22,10 +24,13 @@ ENVIRONMENT_VARIABLE = "FASTKD_BACKEND"
 _NUMBA_DTYPES = (torch.float32, torch.float64)
 
 
-@cache
+# looked up once (nothing is imported), in a table that torch.compile can trace through
+_INSTALLED: dict[Backend, bool] = {backend: backend == "reference" or importlib.util.find_spec(backend) is not None for backend in BACKENDS}
+
+
 def installed(backend: Backend) -> bool:
-    """Whether the package behind a backend can be found (nothing is imported)."""
-    return backend == "reference" or importlib.util.find_spec(backend) is not None
+    """Whether the package behind a backend can be found."""
+    return _INSTALLED[backend]
 
 
 def resolve(backend: str | None, tensor: Tensor) -> Backend:
@@ -39,7 +44,7 @@ def resolve(backend: str | None, tensor: Tensor) -> Backend:
         return _fastest(tensor.device.type, tensor.dtype)
     if wanted not in BACKENDS:
         raise ValueError(f"unknown backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
-    chosen = cast(Backend, wanted)
+    chosen: Backend = wanted
     if not installed(chosen):
         raise ValueError(f"backend {chosen!r} was asked for, but the package {chosen!r} is not installed")
     if chosen == "numba" and (tensor.device.type != "cpu" or tensor.dtype not in _NUMBA_DTYPES):
@@ -49,7 +54,6 @@ def resolve(backend: str | None, tensor: Tensor) -> Backend:
     return chosen
 
 
-@cache
 def _fastest(device_type: str, dtype: torch.dtype) -> Backend:
     if device_type == "cuda" and installed("triton"):
         return "triton"
@@ -61,9 +65,7 @@ def _fastest(device_type: str, dtype: torch.dtype) -> Backend:
 Body = Callable[..., Any]
 
 
-def define_op(
-    name: str, schema: str, *, fake: Body, reference: Body, numba: Body, triton: Body, namespace: str = "fastkd"
-) -> torch.library.CustomOpDef:
+def define_op(name: str, schema: str, *, fake: Body, reference: Body, numba: Body, triton: Body, namespace: str = "fastkd") -> CustomOpDef:
     """Register ``namespace::name`` with one body per backend.
 
     Args:

@@ -86,13 +86,12 @@ def segments(index: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """CSR of any index: pointers [num_segments + 1] and the stable order [n] that groups equal indices, both int64.
 
     Raises:
-        ValueError: on a CPU, if an index lies outside [0, num_segments). A GPU is not synchronised to look.
+        ValueError: on a CPU, if an index lies outside [0, num_segments). A GPU is not synchronised to look, nor is a compiled graph broken.
     """
-    if index.device.type == "cpu" and index.numel():
-        low, high = int(index.min()), int(index.max())
+    ordered, order = torch.sort(index, stable=True)
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
+        low, high = int(ordered[0]), int(ordered[-1])
         if low < 0 or high >= num_segments:
             raise ValueError(f"index must lie in [0, {num_segments}), got values from {low} to {high}")
-    order = torch.sort(index, stable=True).indices
-    ptr = torch.zeros(num_segments + 1, dtype=torch.int64, device=index.device)
-    torch.cumsum(torch.bincount(index, minlength=num_segments), 0, out=ptr[1:])
-    return ptr, order
+    # a binary search, because counting has an output whose size depends on the values
+    return torch.searchsorted(ordered, torch.arange(num_segments + 1, device=index.device)), order

@@ -84,15 +84,30 @@ def call(case: OpCase, made: Sample, backend: str | None) -> tuple[Tensor, ...]:
 
 
 def errors(
-    case: OpCase, shape: Shape, dtype: torch.dtype, backend: str | None, *, seed: int = 0, device: torch.device | str = "cpu"
+    case: OpCase,
+    shape: Shape,
+    dtype: torch.dtype,
+    backend: str | None,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    wrt: Sequence[int] | None = None,
 ) -> Errors:
     """Compare one case with its reference in float64, at three orders, on random input and with random cotangents.
 
-    Raises:
-        RuntimeError: if an output or gradient is not differentiable although that of the reference is.
+    Args:
+        case: what to call.
+        shape: of the random input.
+        dtype: in which the operator runs.
+        backend: which runs; chosen by device and dtype if None.
+        seed: of inputs and cotangents.
+        device: on which both run.
+        wrt: positions of the inputs that require grad; all if None.
     """
     made = sample(case, shape, dtype, seed, device)
-    exact = Sample(tuple(tensor.detach().double().requires_grad_() for tensor in made.inputs), made.extra)
+    if wrt is not None:
+        made = Sample(tuple(tensor.requires_grad_(number in wrt) for number, tensor in enumerate(made.inputs)), made.extra)
+    exact = Sample(tuple(tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in made.inputs), made.extra)
     got = three_orders(lambda *x: case.function(*x, *made.extra, backend=backend), made.inputs, dtype, seed)
     want = three_orders(lambda *x: case.reference(*x, *exact.extra), exact.inputs, dtype, seed)
     first, second, third = (
@@ -105,13 +120,13 @@ def errors(
 def three_orders(
     function: Callable[..., Any], inputs: Sequence[Tensor], rounded_to: torch.dtype, seed: int = 0
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Outputs, gradients, and gradients of the gradients by every input and by the cotangents of the outputs.
+    """Outputs, gradients, and gradients of the gradients by every input that requires grad and by the cotangents of the outputs.
 
     Gradients that autograd leaves out because nothing depends on them come back as zeros. Cotangents are standard normal numbers
     rounded to ``rounded_to``, the same for every dtype in which the function is evaluated.
     """
     generator = torch.Generator().manual_seed(seed + 1)
-    outputs = _tuple(function(*inputs))
+    outputs, inputs = _tuple(function(*inputs)), [tensor for tensor in inputs if tensor.requires_grad]
     cotangents = [_cotangent(output, rounded_to, generator).requires_grad_() for output in outputs]
     gradients = _gradients(outputs, inputs, cotangents)
     seconds = _gradients(gradients, (*inputs, *cotangents), [_cotangent(gradient, rounded_to, generator) for gradient in gradients])

@@ -114,9 +114,9 @@ def test_optimizer_state_goes_on_bitwise() -> None:
 def test_text_and_json_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "b.txt", "Å")
     assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "Å"
-    with pytest.raises(ValueError, match="not JSON compliant|Out of range"):
+    with pytest.raises(ValueError, match=r"not JSON compliant|Out of range"):
         write_json(tmp_path / "c.json", {"x": math.nan})
     assert not (tmp_path / "c.json").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="a part of the path is a file|Not a directory|File exists"):
+    with pytest.raises(CheckpointError, match=r"a part of the path is a file|Not a directory|File exists"):
         write_text(tmp_path / "file" / "x.txt", "")

@@ -23,7 +23,7 @@ def test_weight_gradients_of_a_force_loss_against_finite_differences(name):
     generator = torch.Generator().manual_seed(4)
     for label, parameter in model.named_parameters():
         direction = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-        values, h = [], 1e-5
+        values, h = [], 1e-6
         for step in (h, -2 * h):
             with torch.no_grad():
                 parameter.add_(step * direction)
@@ -52,7 +52,7 @@ def test_both_ways_to_forces_agree(name):
 
 @pytest.mark.parametrize("name", ["painn", "schnet_smooth"])
 def test_hessian_by_autograd_is_the_derivative_of_forces(name):
-    model, batch, h = make_model(name), batch_of(MOLECULES[0]), 1e-5
+    model, batch, h = make_model(name), batch_of(MOLECULES[0]), 1e-6
     positions = batch.positions.clone().requires_grad_()
     (row,) = torch.autograd.grad(model(replace(batch, positions=positions)).forces[2, 1], positions)
     for atom, axis in [(0, 0), (2, 1), (5, 2)]:
@@ -79,10 +79,31 @@ def test_evaluation_leaves_no_graph_behind(name):
     model, batch = make_model(name).eval(), batch_of(*MOLECULES)
     with torch.no_grad():
         prediction = model(batch)
-    assert not any(value.requires_grad for value in (prediction.energy, prediction.forces, prediction.atom_energy, prediction.features.node))
+    assert not any(
+        value.requires_grad for value in (prediction.energy, prediction.forces, prediction.atom_energy, prediction.features.node)
+    )
     if name != "schnet":
         assert not prediction.features.edge.requires_grad
     assert model(batch, forces=False).forces is None
+
+
+def test_inference_mode_is_refused_where_forces_are_gradients():
+    batch = batch_of(*MOLECULES)
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
+            make_model("painn")(batch)
+        assert make_model("painn_direct")(batch).forces.shape == (10, 3)
+        assert make_model("schnet")(batch, forces=False).forces is None
+
+
+def test_edge_feature_is_made_when_it_is_read():
+    model, batch = make_model("painn"), batch_of(*MOLECULES)
+    features = model(batch).features
+    assert "edge" not in vars(features)
+    edge, csr = features.edge, batch.graphs[3.0].csr
+    torch.testing.assert_close(edge, (features.vector[csr.edge_dst] * features.vector[csr.edge_src]).sum(1))
+    assert features.edge is edge
+    assert make_model("schnet")(batch).features.edge is None
 
 
 def test_energies_stay_double_when_the_model_is_cast():

@@ -1,7 +1,7 @@
 """Small blocks that several models share: radial bases, cutoff envelopes, activations and edge filters."""
 
 from .activations import Activation, ScaledSiLU, ShiftedSoftplus, activation
-from .filters import attach_derivative, rows_of
+from .filters import attach_derivative, rows_of, with_bias
 from .mlp import GatedEquivariantBlock, dense, safe_length, vector_norm
 from .radial import BasisKind, Envelope, EnvelopeKind, RadialBasis
 
@@ -20,4 +20,5 @@ __all__ = [
     "rows_of",
     "safe_length",
     "vector_norm",
+    "with_bias",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .radial import Envelope, RadialBasis
 
@@ -30,19 +30,26 @@ class _AttachDerivative(torch.autograd.Function):
         return g_length, g if ctx.needs_input_grad[1] else None, None
 
 
-def attach_derivative(length: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-    """``value``, with d value/d length = ``slope`` for autograd.
+def attach_derivative(length: Tensor, rows: Tensor) -> Tensor:
+    """The upper half of ``rows``, with d value/d length = the lower half for autograd.
 
     Args:
         length: [n], the variable that gradients are wanted for.
-        value: [n, c], must not depend on ``length`` for autograd (compute it from ``length.detach()``).
-        slope: [n, c], d value/d length; gradients of gradients reach the weights through it, but not ``length``: whoever wants
-            second derivatives in positions must compute ``value`` from ``length`` itself instead.
+        rows: [2n, c], values and below them slopes. Must not depend on ``length`` for autograd (compute it from ``length.detach()``).
+            Gradients of gradients reach the weights through the slopes, but not ``length``: whoever wants second derivatives in
+            positions must compute values from ``length`` itself instead.
 
     Returns:
         [n, c].
     """
+    # unbind, not split: its backward pass joins both gradients in one copy
+    value, slope = rows.view(2, length.shape[0], rows.shape[1]).unbind()
     return _AttachDerivative.apply(length, value, slope)
+
+
+def with_bias(layer: nn.Linear) -> Tensor:
+    """[weight | bias] of a linear layer, for rows that bring their own last column."""
+    return torch.cat([layer.weight, layer.bias.unsqueeze(-1)], 1)
 
 
 def rows_of(length: Tensor, basis: RadialBasis, envelope: Envelope, *, smooth_bias: bool, slope: bool) -> Tensor:

@@ -69,4 +69,25 @@ CASES: tuple[OpCase, ...] = (
     OpCase("pair_product", pair_product, _pair_product_reference, _make_pair_product, ("pair_product",)),
 )
 
-KERNELS: tuple[AotKernel, ...] = ()
+
+def _kernel(name: str, dtype: str, pointers: tuple[str, ...], indices: tuple[str, ...], sizes: tuple[str, ...]) -> AotKernel:
+    def load() -> Any:
+        from . import triton_kernels
+
+        return getattr(triton_kernels, f"{name}_kernel")
+
+    signature = dict.fromkeys(pointers, f"*{dtype}") | dict.fromkeys(indices, "*i64") | dict.fromkeys(sizes, "i32")
+    # the tiles of `triton_launch` for a width of 128
+    return AotKernel(f"{name}[{dtype}]", load, signature, {"BLOCK_E": 4, "BLOCK_F": 128})
+
+
+KERNELS: tuple[AotKernel, ...] = tuple(
+    kernel
+    for dtype in ("fp32", "bf16", "fp64")
+    for kernel in (
+        _kernel("cfconv", dtype, ("x_ptr", "weight_ptr", "out_ptr"), ("src_ptr", "ptr_ptr", "order_ptr"), ("F",)),
+        _kernel("edge_product", dtype, ("a_ptr", "b_ptr", "out_ptr"), ("src_ptr", "dst_ptr"), ("E", "F")),
+        _kernel("paired_cfconv", dtype, ("x_ptr", "weight_ptr", "out_ptr"), ("src_ptr", "ptr_ptr", "order_ptr", "pair_ptr"), ("F",)),
+        _kernel("pair_product", dtype, ("a_ptr", "b_ptr", "out_ptr"), ("src_ptr", "dst_ptr", "pair_edges_ptr"), ("P", "F")),
+    )
+)

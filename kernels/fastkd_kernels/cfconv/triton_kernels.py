@@ -11,8 +11,9 @@ import triton.language as tl
 
 @triton.jit
 def cfconv_kernel(
-    x_ptr, weight_ptr, src_ptr, ptr_ptr, order_ptr, out_ptr, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr, ACC: tl.constexpr
+    x_ptr, weight_ptr, src_ptr, ptr_ptr, order_ptr, out_ptr, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr
 ):
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     node = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_width = f < F  # F need not be a power of two
@@ -32,8 +33,9 @@ def cfconv_kernel(
 
 @triton.jit
 def edge_product_kernel(
-    a_ptr, b_ptr, src_ptr, dst_ptr, out_ptr, E, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr, ACC: tl.constexpr
+    a_ptr, b_ptr, src_ptr, dst_ptr, out_ptr, E, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr
 ):
+    ACC: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
     edge = tl.program_id(0).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_range = edge < E  # the last tile of edges is ragged
@@ -57,8 +59,8 @@ def paired_cfconv_kernel(
     F,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     node = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_width = f < F  # F need not be a power of two
@@ -79,8 +81,9 @@ def paired_cfconv_kernel(
 
 @triton.jit
 def pair_product_kernel(
-    a_ptr, b_ptr, src_ptr, dst_ptr, pair_edges_ptr, out_ptr, P, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr, ACC: tl.constexpr
+    a_ptr, b_ptr, src_ptr, dst_ptr, pair_edges_ptr, out_ptr, P, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr
 ):
+    ACC: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
     pair = tl.program_id(0).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_range = pair < P  # the last tile of pairs is ragged

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import triton_kernels
@@ -29,7 +26,7 @@ def cfconv(
     x, weight = x.contiguous(), weight.contiguous()
     out, width = torch.empty_like(x), x.shape[1]
     if out.numel():
-        blocks = tile_of(width, x.dtype)
+        blocks = tile_of(width)
         grid = (x.shape[0], triton.cdiv(width, blocks["BLOCK_F"]))
         triton_kernels.cfconv_kernel[grid](x, weight, edge_src, edge_ptr, edge_order, out, width, **blocks, num_warps=NUM_WARPS)
     return out
@@ -40,7 +37,7 @@ def edge_product(a: Tensor, b: Tensor, edge_src: Tensor, edge_dst: Tensor, *rest
     edges, width = edge_src.shape[0], a.shape[1]
     out = torch.empty(edges, width, dtype=a.dtype, device=a.device)
     if out.numel():
-        blocks = tile_of(width, a.dtype)
+        blocks = tile_of(width)
         grid = (triton.cdiv(edges, blocks["BLOCK_E"]), triton.cdiv(width, blocks["BLOCK_F"]))
         triton_kernels.edge_product_kernel[grid](a, b, edge_src, edge_dst, out, edges, width, **blocks, num_warps=NUM_WARPS)
     return out
@@ -59,7 +56,7 @@ def paired_cfconv(
     x, pair_weight = x.contiguous(), pair_weight.contiguous()
     out, width = torch.empty_like(x), x.shape[1]
     if out.numel():
-        blocks = tile_of(width, x.dtype)
+        blocks = tile_of(width)
         grid = (x.shape[0], triton.cdiv(width, blocks["BLOCK_F"]))
         triton_kernels.paired_cfconv_kernel[grid](
             x, pair_weight, edge_src, edge_ptr, edge_order, pair, out, width, **blocks, num_warps=NUM_WARPS
@@ -81,7 +78,7 @@ def pair_product(
     pairs, width = pair_edges.shape[0], a.shape[1]
     out = torch.empty(pairs, width, dtype=a.dtype, device=a.device)
     if out.numel():
-        blocks = tile_of(width, a.dtype)
+        blocks = tile_of(width)
         grid = (triton.cdiv(pairs, blocks["BLOCK_E"]), triton.cdiv(width, blocks["BLOCK_F"]))
         triton_kernels.pair_product_kernel[grid](
             a, b, edge_src, edge_dst, pair_edges, out, pairs, width, **blocks, num_warps=NUM_WARPS
@@ -89,11 +86,7 @@ def pair_product(
     return out
 
 
-def tile_of(width: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Tile of edges and features for a width, and the type in which is summed."""
-    block_f = min(128, triton.next_power_of_2(width))
-    return {
-        "BLOCK_E": min(32, TILE // block_f),
-        "BLOCK_F": block_f,
-        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
-    }
+def tile_of(width: int) -> dict[str, int]:
+    """Tile of edges and features for a width."""
+    block_f = int(min(128, triton.next_power_of_2(width)))
+    return {"BLOCK_E": min(32, TILE // block_f), "BLOCK_F": block_f}

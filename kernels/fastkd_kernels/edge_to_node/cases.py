@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..graph import CSRGraph
 from ..registry import AotKernel, OpCase, Sample, Shape, random_graph, random_tensor
-from . import op, reference
+from . import op, reference, tiles
 
 
 def _scalar_reference(edge: Tensor, graph: CSRGraph) -> Tensor:
@@ -41,4 +44,34 @@ CASES = (
     OpCase("edge_to_node_both", op.edge_to_node_both, _both_reference, _vector_sample, ("edge_to_node_both", *_DERIVATIVES)),
 )
 
-KERNELS: tuple[AotKernel, ...] = ()
+
+def _load(name: str) -> Callable[[], Any]:
+    def load() -> Any:
+        from . import triton_kernels
+
+        return getattr(triton_kernels, name)
+
+    return load
+
+
+def _specialisations(width: int, real: str) -> Iterator[AotKernel]:
+    floats = f"*{real}"
+    # a width of 128 is a multiple of 16, which lets loads be wide
+    size = {"D": "i32:16" if width % 16 == 0 else "i32"}
+    nodes = dict.fromkeys(("m_ptr", "r_ptr", "s_ptr", "v_ptr"), floats) | dict.fromkeys(("ptr_ptr", "order_ptr"), "*i64")
+    edges = dict.fromkeys(("m_ptr", "r_ptr", "v_ptr", "g_ptr", "by_m_ptr", "by_r_ptr"), floats) | {"E": "i32"}
+    edges |= dict.fromkeys(("dst_ptr", "order_ptr"), "*i64")
+
+    def kernel(name: str, label: str, signature: dict[str, str], tile: dict[str, int], **flags: bool) -> AotKernel:
+        constants = flags | {key: value for key, value in tile.items() if key != "num_warps"}
+        return AotKernel(f"{name}[{label}, D{width}, {real}]", _load(f"{name}_kernel"), signature, constants, tile["num_warps"])
+
+    for label, scalar in (("vector", False), ("both", True)):
+        yield kernel("edge_to_node", label, nodes | size, tiles.node_tile(width), SCALAR=scalar)
+    for label, by_m, by_r in (("by m", True, False), ("by r", False, True), ("both", True, True)):
+        yield kernel("node_to_edge", label, edges | size, tiles.edge_tile(width), SCALAR=by_m, BY_M=by_m, BY_R=by_r)
+
+
+KERNELS: tuple[AotKernel, ...] = tuple(
+    kernel for width, real in ((3, "fp32"), (128, "fp32"), (128, "fp64"), (128, "bf16")) for kernel in _specialisations(width, real)
+)

@@ -1,7 +1,7 @@
 """GPU kernels. Index of kernels: ``edge_to_node_kernel`` (one program a node and width tile) and ``node_to_edge_kernel`` (tiles of edges).
 
 Names: m edge features [E, D], r directions [E, 3], s and g scalars [N, D], v and G vectors [N, 3, D] on nodes. Addresses are int64:
-edges × width passes 2³¹ in real batches. No [E, 3, D] tensor is made, in memory or on the chip.
+edges × width passes 2³¹ in real batches. No [E, 3, D] tensor is made, in memory or on the chip. Sums run in float32, or float64 for float64.
 """
 
 import triton
@@ -10,9 +10,9 @@ import triton.language as tl
 
 @triton.jit
 def edge_to_node_kernel(
-    m_ptr, r_ptr, ptr_ptr, order_ptr, s_ptr, v_ptr, D, SCALAR: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr
+    m_ptr, r_ptr, ptr_ptr, order_ptr, s_ptr, v_ptr, D, SCALAR: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr
 ):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if m_ptr.dtype.element_ty == tl.float64 else tl.float32
     node = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_width = f < D  # the width tile is a power of two
@@ -47,9 +47,10 @@ def edge_to_node_kernel(
 @triton.jit(do_not_specialize=["E"])  # a batch's size must not make Triton compile again
 def node_to_edge_kernel(
     m_ptr, r_ptr, v_ptr, g_ptr, dst_ptr, order_ptr, by_m_ptr, by_r_ptr, E, D, SCALAR: tl.constexpr, BY_M: tl.constexpr,
-    BY_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr, ACC: tl.constexpr
+    BY_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr
 ):  # fmt: skip
     """BY_M: by_m = g_dst (if SCALAR) + Σ_k r_k G_dst,k [E, D]; BY_R: by_r,k = m · G_dst,k [E, 3]."""
+    ACC: tl.constexpr = tl.float64 if v_ptr.dtype.element_ty == tl.float64 else tl.float32
     k = tl.program_id(0).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     in_range = k < E  # the last tile of edges is ragged
     # edges of one node follow each other in this order, so its rows of G come from the cache

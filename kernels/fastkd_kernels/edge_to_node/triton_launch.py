@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import triton_kernels as kernels
+from .tiles import edge_tile, node_tile
 
 Pair = tuple[Tensor, Tensor]
-
-
-def node_tile(width: int) -> dict[str, int]:
-    """Tile of a program that sums the edges of one node; narrow rows put the lanes across edges."""
-    block_f = min(128, triton.next_power_of_2(width))
-    return {"BLOCK_E": min(32, 2048 // block_f), "BLOCK_F": block_f, "num_warps": 1 if block_f <= 8 else 4}
-
-
-def edge_tile(width: int) -> dict[str, int]:
-    """Tile of a program that treats edges one by one, three node rows each."""
-    block_f = min(64, triton.next_power_of_2(width))
-    return {"BLOCK_E": min(128, 1024 // block_f), "BLOCK_F": block_f, "num_warps": 4}
-
-
-def _accumulator(dtype: torch.dtype) -> Any:
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def _onto_nodes(m: Tensor, r: Tensor, ptr: Tensor, order: Tensor, scalar: Tensor | None) -> Tensor:
@@ -38,7 +20,7 @@ def _onto_nodes(m: Tensor, r: Tensor, ptr: Tensor, order: Tensor, scalar: Tensor
         grid = (nodes, triton.cdiv(width, tile["BLOCK_F"]))
         # without the scalars their pointer is not read
         out = vector if scalar is None else scalar
-        flags = {"SCALAR": scalar is not None, "ACC": _accumulator(m.dtype)}
+        flags = {"SCALAR": scalar is not None}
         kernels.edge_to_node_kernel[grid](m, r, ptr.contiguous(), order.contiguous(), out, vector, width, **flags, **tile)
     return vector
 
@@ -59,15 +41,14 @@ def _onto_edges(
 ) -> tuple[Tensor, Tensor]:
     """By m where r is given, by r where m is given; the other result is a stand-in."""
     vector, edges, width = vector.contiguous(), dst.shape[0], vector.shape[2]
-    kind = {"dtype": vector.dtype, "device": vector.device}
-    by_m = vector if r is None else torch.empty((edges, width), **kind)
+    by_m = vector if r is None else vector.new_empty(edges, width)
     # an empty sum over no columns is 0, and no kernel runs for it
-    by_r = vector if m is None else (torch.empty if width else torch.zeros)((edges, 3), **kind)
+    by_r = vector if m is None else vector.new_empty(edges, 3) if width else vector.new_zeros(edges, 3)
     if edges and width:
         tile = edge_tile(width)
         # what a flag turns off is not read
         inputs = [vector if tensor is None else tensor.contiguous() for tensor in (m, r, vector, scalar)]
-        flags = {"SCALAR": scalar is not None, "BY_M": r is not None, "BY_R": m is not None, "ACC": _accumulator(vector.dtype)}
+        flags = {"SCALAR": scalar is not None, "BY_M": r is not None, "BY_R": m is not None}
         kernels.node_to_edge_kernel[(triton.cdiv(edges, tile["BLOCK_E"]),)](
             *inputs, dst.contiguous(), order.contiguous(), by_m, by_r, edges, width, **flags, **tile
         )
@@ -84,8 +65,6 @@ def node_dot_edge(m: Tensor, vector: Tensor, dst: Tensor, ptr: Tensor, order: Te
     return _onto_edges(m, None, vector, None, dst, order)[1]
 
 
-def edge_gradients(
-    m: Tensor, r: Tensor, vector: Tensor, scalar: Tensor | None, dst: Tensor, ptr: Tensor, order: Tensor
-) -> Pair:
+def edge_gradients(m: Tensor, r: Tensor, vector: Tensor, scalar: Tensor | None, dst: Tensor, ptr: Tensor, order: Tensor) -> Pair:
     """[E, D], [E, 3], [N, 3, D], [N, D] or None → [E, D], [E, 3]."""
     return _onto_edges(m, r, vector, scalar, dst, order)

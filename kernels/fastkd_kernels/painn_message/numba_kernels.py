@@ -102,8 +102,9 @@ def _backward(
                     for f in range(width):
                         row[f] += w_carried[f] * g_axis[f]
             if by_direction.shape[0]:
+                w_along, p_along = w[width : 2 * width], p[width : 2 * width]
                 for f in range(width):
-                    along[f] = w[width + f] * p[width + f]
+                    along[f] = w_along[f] * p_along[f]
                 _dots(along, g, by_direction[edge])
         if by_vector.shape[0]:
             # the same factor for all edges of this source
@@ -176,8 +177,9 @@ def _double_backward(
             by_phi[node] = 0
         if by_vector.shape[0]:
             by_vector[node] = 0
-        d_message, pull, d_pull = np.empty(3 * width, phi.dtype), np.zeros(3 * width, phi.dtype), np.zeros(3 * width, phi.dtype)
-        d_along, d_carried = d_message[width : 2 * width], d_message[2 * width :]
+        d_message, pull, d_pull = np.empty(2 * width, phi.dtype), np.zeros(3 * width, phi.dtype), np.zeros(3 * width, phi.dtype)
+        d_along, d_carried = d_message[:width], d_message[width:]
+        p_last, dp_last = p[width:], dp[width:]
         for k in range(ptr[node], ptr[node + 1]):
             edge = order[k]
             w, g = weight[edge], grad_vector[dst[edge]]
@@ -200,8 +202,9 @@ def _double_backward(
                 for f in range(row.size):
                     row[f] = dp[f] * pull[f] + p[f] * d_pull[f]
             if by_vector.shape[0] or by_direction.shape[0]:
-                for f in range(width, 3 * width):
-                    d_message[f] = dw[f] * p[f] + w[f] * dp[f]
+                w_last, dw_last = w[width:], dw[width:]
+                for f in range(2 * width):
+                    d_message[f] = dw_last[f] * p_last[f] + w_last[f] * dp_last[f]
             if by_vector.shape[0]:
                 for axis in range(3):
                     row, g_axis = by_vector[node, axis], g[axis]

@@ -216,7 +216,7 @@ def _double_backward_autograd(ctx: Any, *cotangents: Tensor | None) -> Grads:
     needs = ctx.needs_input_grad[:10]
     with torch.enable_grad():
         # views, so that an input that stands in two places is told apart
-        inputs = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
+        inputs: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
         outputs = reference.painn_message_double_backward(*inputs)
         pairs = [
             (output, cotangent)

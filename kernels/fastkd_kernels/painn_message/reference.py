@@ -66,7 +66,7 @@ def painn_message_double_backward(
     _, along, carried = (weight * phi_src).chunk(3, dim=1)
     d_message, d_along, d_carried = (d_weight * phi_src + weight * d_phi).chunk(3, dim=1)
     d_step = direction[:, :, None] * d_along[:, None] + d_direction[:, :, None] * along[:, None]
-    if carrier is not None:
+    if carrier is not None and d_carrier is not None:
         d_step = d_step + d_carried[:, None] * carrier + carried[:, None] * d_carrier
     pull = _pull(_wide(grad_scalar)[edge_dst], grad_dst, direction, carrier)
     d_pull = _pull(None, grad_dst, d_direction, d_carrier)

@@ -38,8 +38,8 @@ def message_kernel(
     HAS_VECTOR: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if phi_ptr.dtype.element_ty == tl.float64 else tl.float32
     node = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_width = f < F  # F need not be a power of two
@@ -93,8 +93,8 @@ def backward_kernel(
     NEEDS_DIRECTION: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if phi_ptr.dtype.element_ty == tl.float64 else tl.float32
     node = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_width = f < F  # F need not be a power of two
@@ -196,8 +196,8 @@ def tangent_kernel(
     HAS_T_DIRECTION: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if phi_ptr.dtype.element_ty == tl.float64 else tl.float32
     node = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_width = f < F  # F need not be a power of two
@@ -285,8 +285,8 @@ def double_backward_kernel(
     NEEDS_DIRECTION: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if phi_ptr.dtype.element_ty == tl.float64 else tl.float32
     node = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_width = f < F  # F need not be a power of two

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import triton_kernels
@@ -46,7 +45,7 @@ def message(
             out_vector,
             width,
             HAS_VECTOR=vector is not None,
-            **tile_of(width, phi.dtype),
+            **tile_of(width),
             num_warps=NUM_WARPS,
         )
     return scalar, out_vector
@@ -82,7 +81,7 @@ def message_backward(
             width,
             HAS_VECTOR=vector is not None,
             **_flags(needs),
-            **tile_of(width, phi.dtype),
+            **tile_of(width),
             num_warps=NUM_WARPS,
         )
         by_direction = _total(partial, by_direction)
@@ -121,7 +120,7 @@ def message_double_backward(
     present: dict[str, Any] = {
         "HAS_VECTOR": vector is not None,
         **{f"HAS_T_{name}": t is not None for name, t in zip(("PHI", "VECTOR", "WEIGHT", "DIRECTION"), tangents, strict=True)},
-        **tile_of(width, phi.dtype),
+        **tile_of(width),
         "num_warps": NUM_WARPS,
     }
     grads, inputs = _contiguous(primals[:2], phi), _contiguous(primals[2:], phi)
@@ -139,14 +138,10 @@ def message_double_backward(
     return by_scalar, by_grad, by_phi, by_vector, by_weight, by_direction
 
 
-def tile_of(width: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Tile of edges and features for a width, and the type in which is summed."""
+def tile_of(width: int) -> dict[str, int]:
+    """Tile of edges and features for a width."""
     block_f = _block_f(width)
-    return {
-        "BLOCK_E": min(16, TILE // block_f),
-        "BLOCK_F": block_f,
-        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
-    }
+    return {"BLOCK_E": min(16, TILE // block_f), "BLOCK_F": block_f}
 
 
 def _block_f(width: int) -> int:

@@ -57,7 +57,9 @@ def _kernel(name: str, outputs: tuple[str, ...], *, kind: int = 0, dtype: str = 
         constants["BLOCK_OUT"] = 32 if double else 128
     constants["WIDEN"] = False
     # Huber's loss on sm_90 only
-    reason = "8 bytes: ptxas keeps to 80 registers so that three blocks share a multiprocessor" if name == "fwd" and kind == 2 else ""
+    reason = (
+        "a register or two: ptxas keeps to 80 registers so that three blocks share a multiprocessor" if name == "fwd" and kind == 2 else ""
+    )
     title = f"projected_rows_{name}[{KINDS[kind]}, {dtype}]"
     return AotKernel(title, load, signature, constants, num_warps=4 if double else 8, spill_reason=reason)
 

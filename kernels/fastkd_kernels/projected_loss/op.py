@@ -187,8 +187,8 @@ def _backward_autograd(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | Non
     needs = ctx.needs_input_grad[:5]
     if all(tangent is None for tangent in wanted):
         return (None,) * 8
-    tensors: tuple[Any, ...] = ctx.saved_tensors
-    grads = reference.row_second_gradients(*tensors, ctx.kind, (wanted[0], wanted[1], wanted[2], wanted[3]))
+    x, weight, bias, target, upstream = tensors = ctx.saved_tensors
+    grads = reference.row_second_gradients(x, weight, bias, target, upstream, ctx.kind, (wanted[0], wanted[1], wanted[2], wanted[3]))
     return (*(g.to(t.dtype) if need else None for g, t, need in zip(grads, tensors, needs, strict=True)), None, None, None)
 
 

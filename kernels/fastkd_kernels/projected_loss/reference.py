@@ -74,8 +74,10 @@ def _residual(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) ->
 
 
 def _slope(residual: Tensor, kind: str) -> Tensor:
-    """ψ = ρ′."""
-    return 2 * residual if kind == "mse" else residual.sign() if kind == "mae" else residual.clamp(-1, 1)
+    """ψ = ρ′; NaN stays NaN, which `torch.sign` would make 0."""
+    if kind == "mae":
+        return torch.where(residual.isnan(), residual, residual.sign())
+    return 2 * residual if kind == "mse" else residual.clamp(-1, 1)
 
 
 def _curvature(residual: Tensor, kind: str) -> Tensor:

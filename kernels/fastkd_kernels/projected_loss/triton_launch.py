@@ -89,4 +89,4 @@ def _prepare(
 def _out_tile(x: Tensor) -> int:
     # a power of two, and at least the 16 that tl.dot wants
     most = MOST_OUT_FLOAT64 if x.dtype == torch.float64 else MOST_OUT
-    return max(16, min(most, triton.next_power_of_2(max(x.shape[1], 1))))
+    return max(16, min(most, int(triton.next_power_of_2(max(x.shape[1], 1)))))

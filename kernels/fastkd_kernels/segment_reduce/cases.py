@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..registry import AotKernel, OpCase, Sample, Shape, random_graph, random_tensor
-from . import op, reference
+from . import op, reference, tiles
 
 
 def _segment_sample(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Sample:
@@ -23,9 +23,7 @@ def _scatter_sample(shape: Shape, dtype: torch.dtype, generator: torch.Generator
     return Sample((random_tensor(shape.edges, shape.width, dtype=dtype, generator=generator),), (index, shape.nodes))
 
 
-def _case(
-    function: Callable[..., Tensor], reference_: Callable[..., Tensor], make: Callable[..., Any], reduce: op.Reduce
-) -> OpCase:
+def _case(function: Callable[..., Tensor], reference_: Callable[..., Tensor], make: Callable[..., Any], reduce: op.Reduce) -> OpCase:
     linear = reduce in ("sum", "mean")
     return OpCase(
         name=f"{function.__name__}[{reduce}]",
@@ -46,6 +44,7 @@ CASES = tuple(
     for reduce in op.REDUCTIONS
 )
 
+
 def _load(name: str) -> Callable[[], Any]:
     def load() -> Any:
         from . import triton_kernels
@@ -55,64 +54,37 @@ def _load(name: str) -> Callable[[], Any]:
     return load
 
 
+def _specialisations(width: int, real: str) -> Iterator[AotKernel]:
+    accumulator = "fp64" if real == "fp64" else "fp32"
+    x = {"x_ptr": f"*{real}", "ptr_ptr": "*i64", "order_ptr": "*i64", "piece_ptr": f"*{accumulator}"}
+    args, out, search = {"piece_arg_ptr": "*i64"}, {"out_ptr": f"*{real}"}, {"segments": "i32", "steps": "i32"}
+    # a width of 128 is a multiple of 16, which lets loads be wide
+    size = {"F": "i32:16" if width % 16 == 0 else "i32", "PIECE": "i32:16"}
+    segment, piece, row = tiles.segment_tile(width), tiles.piece_tile(width), tiles.row_tile(width)
+
+    def kernel(name: str, signature: dict[str, str], tile: dict[str, int], label: str = "", **flags: Any) -> AotKernel:
+        constants = flags | {key: value for key, value in tile.items() if key != "num_warps"}
+        return AotKernel(f"{name}[{label}F{width}, {real}]", _load(f"{name}_kernel"), signature, constants, tile["num_warps"])
+
+    for order in (False, True):
+        label = "order, " if order else ""
+        yield kernel("segment_sum", x | out | size, segment, label, ORDERED=order, MEAN=True, SPLIT=True)
+    yield kernel("segment_sum_pieces", x | search | size, piece, ORDERED=True)
+    signature = x | args | out | {"arg_ptr": "*i64"} | size
+    yield kernel("segment_extremum", signature, segment, SIGN=-1, ORDERED=True, SPLIT=True)
+    yield kernel("segment_extremum_pieces", x | args | search | size, piece, SIGN=-1, ORDERED=True)
+    gather = {"rows_ptr": f"*{real}", "ptr_ptr": "*i64", "index_ptr": "*i64", "n": "i32", "F": size["F"]} | out | search
+    for index in (False, True):
+        yield kernel("segment_gather", gather, row, "index, " if index else "", INDEXED=index, MEAN=True)
+
+
 def _kernels() -> Iterator[AotKernel]:
-    pointers = {"x_ptr": "*fp32", "ptr_ptr": "*i64", "order_ptr": "*i64", "piece_ptr": "*fp32"}
-    search = {"segments": "i32", "steps": "i32"}
-    sizes = {"F": "i32", "PIECE": "i32:16"}
-    for width, real in ((1, "fp32"), (3, "fp32"), (128, "fp32"), (128, "fp64"), (128, "bf16")):
-        label = f"F{width}_{real}"
-        accumulator = "fp64" if real == "fp64" else "fp32"
-        x = pointers | {"x_ptr": f"*{real}", "piece_ptr": f"*{accumulator}"}
-        # a width of 128 is a multiple of 16, which lets loads be wide
-        size = sizes | {"F": "i32:16" if width % 16 == 0 else "i32"}
-        acc = {"ACC": accumulator}
-        segment, piece, row = (dict(tile(width)) for tile in _tiles())
-        warps = [tile.pop("num_warps") for tile in (segment, piece, row)]
-        args = {"piece_arg_ptr": "*i64"}
-        out = {"out_ptr": f"*{real}"}
-        yield AotKernel(
-            f"segment_sum_{label}",
-            _load("segment_sum_kernel"),
-            x | out | size,
-            acc | segment | {"ORDERED": True, "MEAN": True, "SPLIT": True},
-            warps[0],
-        )
-        yield AotKernel(
-            f"segment_sum_pieces_{label}", _load("segment_sum_pieces_kernel"), x | search | size, acc | piece | {"ORDERED": True}, warps[1]
-        )
-        extremum = {"SIGN": 1, "ORDERED": True}
-        yield AotKernel(
-            f"segment_extremum_{label}",
-            _load("segment_extremum_kernel"),
-            x | args | out | {"arg_ptr": "*i64"} | size,
-            acc | segment | extremum | {"SPLIT": True},
-            warps[0],
-        )
-        yield AotKernel(
-            f"segment_extremum_pieces_{label}",
-            _load("segment_extremum_pieces_kernel"),
-            x | args | search | size,
-            acc | piece | extremum,
-            warps[1],
-        )
-        gather = {"rows_ptr": f"*{real}", "ptr_ptr": "*i64", "index_ptr": "*i64", "n": "i32"} | out | search | {"F": size["F"]}
-        for indexed in (False, True):
-            yield AotKernel(
-                f"segment_gather_{'index' if indexed else 'ptr'}_{label}",
-                _load("segment_gather_kernel"),
-                gather,
-                acc | row | {"INDEXED": indexed, "MEAN": True},
-                warps[2],
-            )
+    for width, real in ((1, "fp32"), (1, "fp64"), (3, "fp32"), (128, "fp32"), (128, "fp64"), (128, "bf16")):
+        yield from _specialisations(width, real)
     flat = {"arg_ptr": "*i64", "out_ptr": "*fp32", "size": "i32", "F": "i32"}
-    yield AotKernel("arg_gather_fp32", _load("arg_gather_kernel"), flat | {"values_ptr": "*fp32"}, {"BLOCK": 1024})
-    yield AotKernel("arg_scatter_fp32", _load("arg_scatter_kernel"), flat | {"grad_ptr": "*fp32"}, {"BLOCK": 1024})
-
-
-def _tiles() -> tuple[Callable[[int], dict[str, int]], ...]:
-    from . import tiles
-
-    return tiles.segment_tile, tiles.piece_tile, tiles.row_tile
+    block = {"BLOCK": tiles.FLAT_TILE}
+    yield AotKernel("arg_gather[fp32]", _load("arg_gather_kernel"), flat | {"values_ptr": "*fp32"}, block)
+    yield AotKernel("arg_scatter[fp32]", _load("arg_scatter_kernel"), flat | {"grad_ptr": "*fp32"}, block)
 
 
 KERNELS: tuple[AotKernel, ...] = tuple(_kernels())

@@ -29,11 +29,16 @@ def _rows(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().view(tensor.shape[0], _width(tensor)).numpy()
 
 
-def _order(order: Tensor | None, ptr: Tensor, rows: int) -> Any:
-    if order is None:
+def _grouping(ptr: Tensor, order: Tensor | None, rows: int) -> tuple[Any, Any]:
+    """Both as arrays; the order is empty where there is none. The kernels follow ``ptr`` blindly, so a user's is looked at first."""
+    from .numba_kernels import rises
+
+    array = ptr.contiguous().numpy()
+    if order is not None:
+        return array, order.contiguous().numpy()
+    if not rises(array, rows):
         check_ptr(ptr, rows)
-        return _EMPTY
-    return order.contiguous().numpy()
+    return array, _EMPTY
 
 
 _EMPTY = torch.empty(0, dtype=torch.int64).numpy()
@@ -44,8 +49,12 @@ def sum_numba(values: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor |
     from . import numba_kernels
 
     out = torch.empty((ptr.shape[0] - 1, *values.shape[1:]), dtype=values.dtype)
-    ordered = _order(order, ptr, values.shape[0])
-    numba_kernels.segment_sum(_rows(values), ptr.contiguous().numpy(), ordered, mean, _rows(out), work=values.numel())
+    grouping = _grouping(ptr, order, values.shape[0])
+    if _width(values) == 1:
+        column, sums = _rows(values).reshape(-1), _rows(out).reshape(-1)
+        numba_kernels.column_sum(column, *grouping, mean, sums, work=values.numel())
+    else:
+        numba_kernels.segment_sum(_rows(values), *grouping, mean, _rows(out), work=values.numel())
     return out
 
 
@@ -54,8 +63,8 @@ def gather_numba(rows: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor 
     from . import numba_kernels
 
     out = torch.empty((n, *rows.shape[1:]), dtype=rows.dtype)
-    ordered = _order(order, ptr, n)
-    numba_kernels.segment_gather(_rows(rows), ptr.contiguous().numpy(), ordered, mean, _rows(out), work=out.numel())
+    grouping = _grouping(ptr, order, n)
+    numba_kernels.segment_gather(_rows(rows), *grouping, mean, _rows(out), work=out.numel())
     return out
 
 
@@ -65,10 +74,8 @@ def extremum_numba(values: Tensor, ptr: Tensor, order: Tensor | None, index: Ten
 
     out = torch.empty((ptr.shape[0] - 1, *values.shape[1:]), dtype=values.dtype)
     arg = torch.empty(out.shape, dtype=torch.int64)
-    ordered = _order(order, ptr, values.shape[0])
-    numba_kernels.segment_extremum(
-        _rows(values), ptr.contiguous().numpy(), ordered, largest, _rows(out), _rows(arg), work=values.numel()
-    )
+    grouping = _grouping(ptr, order, values.shape[0])
+    numba_kernels.segment_extremum(_rows(values), *grouping, largest, _rows(out), _rows(arg), work=values.numel())
     return out, arg
 
 

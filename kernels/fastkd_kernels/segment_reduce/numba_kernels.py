@@ -4,11 +4,20 @@ Long segments are summed in blocks of ``BLOCK`` rows, so that rounding grows wit
 """
 
 import numpy as np
-from numba import prange
+from numba import njit, prange
 
 from ..cpu import Kernel
 
 BLOCK = 512
+
+
+@njit(cache=True)
+def rises(ptr, rows):
+    """Whether ptr goes from 0 to rows without a step down."""
+    for s in range(ptr.size - 1):
+        if ptr[s] > ptr[s + 1]:
+            return False
+    return ptr[0] == 0 and ptr[-1] == rows
 
 
 def _segment_sum(values, ptr, order, mean, out):
@@ -16,35 +25,37 @@ def _segment_sum(values, ptr, order, mean, out):
     for s in prange(out.shape[0]):
         start, stop = ptr[s], ptr[s + 1]
         row = out[s]
-        scale = 1.0 / (stop - start) if mean and stop > start else 1.0
-        if width == 1:
-            # a float64 accumulator costs nothing here
-            total = 0.0
-            if ordered:
-                for k in range(start, stop):
-                    total += values[order[k], 0]
-            else:
-                for k in range(start, stop):
-                    total += values[k, 0]
-            row[0] = total * scale
-        else:
-            row[:] = 0
-            partial = row
-            if stop - start > BLOCK:
-                partial = np.empty_like(row)
-            for block in range(start, stop, BLOCK):
-                if stop - start > BLOCK:
-                    partial[:] = 0
-                for k in range(block, min(block + BLOCK, stop)):
-                    source = values[order[k] if ordered else k]
-                    for f in range(width):
-                        partial[f] += source[f]
-                if stop - start > BLOCK:
-                    for f in range(width):
-                        row[f] += partial[f]
-            if mean:
+        row[:] = 0
+        # a short segment is its own only block
+        partial = np.empty_like(row) if stop - start > BLOCK else row
+        for block in range(start, stop, BLOCK):
+            partial[:] = 0
+            for k in range(block, min(block + BLOCK, stop)):
+                source = values[order[k] if ordered else k]
                 for f in range(width):
-                    row[f] *= scale
+                    partial[f] += source[f]
+            if stop - start > BLOCK:
+                for f in range(width):
+                    row[f] += partial[f]
+        if mean and stop > start:
+            scale = 1.0 / (stop - start)
+            for f in range(width):
+                row[f] *= scale
+
+
+def _column_sum(values, ptr, order, mean, out):
+    # one column, [n] → [m]: the lanes of a vector unit run along the rows, and a float64 accumulator costs nothing
+    ordered = order.size > 0
+    for s in prange(out.shape[0]):
+        start, stop = ptr[s], ptr[s + 1]
+        total = 0.0
+        if ordered:
+            for k in range(start, stop):
+                total += values[order[k]]
+        else:
+            for k in range(start, stop):
+                total += values[k]
+        out[s] = total / (stop - start) if mean and stop > start else total
 
 
 def _segment_gather(rows, ptr, order, mean, out):
@@ -77,7 +88,7 @@ def _segment_extremum(values, ptr, order, largest, out, arg):
                 value = source[f]
                 # a NaN wins over every number, and nothing wins over the first NaN
                 beats = value > best[f] if largest else value < best[f]
-                if k == start or (best[f] == best[f] and (beats or value != value)):
+                if k == start or (not np.isnan(best[f]) and (beats or np.isnan(value))):
                     best[f] = value
                     where[f] = source_row
 
@@ -99,6 +110,7 @@ def _arg_scatter(grad, arg, out):
 
 
 segment_sum = Kernel(_segment_sum)
+column_sum = Kernel(_column_sum)
 segment_gather = Kernel(_segment_gather)
 segment_extremum = Kernel(_segment_extremum)
 arg_gather = Kernel(_arg_gather)

@@ -80,7 +80,9 @@ def scatter_reduce(
             ``csr``, an index is out of range.
     """
     if index.shape != values.shape[:1] or index.dtype != torch.int64:
-        raise ValueError(f"scatter_reduce needs index [{values.shape[0] if values.dim() else 'n'}] int64, got {list(index.shape)} {index.dtype}")
+        raise ValueError(
+            f"scatter_reduce needs index [{values.shape[0] if values.dim() else 'n'}] int64, got {list(index.shape)} {index.dtype}"
+        )
     _check_values("scatter_reduce", values, index, reduce)
     ptr, order = segments(index, num_segments) if csr is None else csr
     if ptr.shape != (num_segments + 1,) or order.shape != index.shape or ptr.device != index.device or order.device != index.device:

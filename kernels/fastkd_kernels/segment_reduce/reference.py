@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def segment_reduce(values: Tensor, ptr: Tensor, reduce: str = "sum") -> Tensor:
-    """values [n, …], ptr [m + 1] → [m, …]."""
+    """Reduce contiguous rows: values [n, …], ptr [m + 1] → [m, …]."""
     return scatter_reduce(values, segment_index(ptr, values.shape[0]), ptr.shape[0] - 1, reduce)
 
 
 def scatter_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: str = "sum") -> Tensor:
-    """values [n, …], index [n] → [m, …]; empty segments are 0."""
+    """Reduce rows of equal index: values [n, …], index [n] → [m, …]; empty segments are 0."""
     if reduce in ("sum", "mean"):
         return segment_sum(values, index, num_segments, reduce == "mean")
     arg = segment_extremum(values.detach(), index, num_segments, reduce == "max")[1]
@@ -21,7 +21,7 @@ def scatter_reduce(values: Tensor, index: Tensor, num_segments: int, reduce: str
 
 
 def segment_index(ptr: Tensor, rows: int) -> Tensor:
-    """ptr [m + 1] → the segment of each row, [rows]."""
+    """The segment of each row, [rows], from ptr [m + 1]."""
     return torch.repeat_interleave(torch.arange(ptr.shape[0] - 1, device=ptr.device), ptr.diff(), output_size=rows)
 
 
@@ -49,14 +49,14 @@ def segment_extremum(values: Tensor, index: Tensor, num_segments: int, largest: 
 
 
 def arg_gather(values: Tensor, arg: Tensor) -> Tensor:
-    """values [n, …], arg [m, …] → [m, …]: values[arg[s, f], f], and 0 where arg is −1."""
+    """Take values[arg[s, f], f], and 0 where arg is −1: values [n, …], arg [m, …] → [m, …]."""
     if values.shape[0] == 0:
         return values.new_zeros(arg.shape) + values.sum()
     return torch.where(arg < 0, 0, values.gather(0, arg.clamp(min=0)))
 
 
 def arg_scatter(grad: Tensor, arg: Tensor, rows: int) -> Tensor:
-    """grad [m, …], arg [m, …] → [rows, …]: the adjoint of `arg_gather`. No two entries of a column share an arg but −1."""
+    """The adjoint of `arg_gather`: grad [m, …], arg [m, …] → [rows, …]. No two entries of a column share an arg but −1."""
     padded = grad.new_zeros(rows + 1, *grad.shape[1:])
     return padded.scatter(0, torch.where(arg < 0, rows, arg), grad)[:rows].clone()
 

@@ -2,7 +2,7 @@
 
 Index of kernels: ``segment_sum_kernel`` and ``segment_extremum_kernel`` (one program a segment and width tile), their ``…_pieces_kernel``
 (one program a piece of ``PIECE`` positions, for segments too long for one program), ``segment_gather_kernel``, ``arg_gather_kernel`` and
-``arg_scatter_kernel`` (tiles of rows). Addresses are int64: rows × width passes 2³¹ in real batches.
+``arg_scatter_kernel`` (tiles of rows). Sums run in float32, or float64 for float64. Addresses are int64: rows × width passes 2³¹ in real batches.
 
 Long segments: piece p holds positions p · PIECE … (p + 1) · PIECE − 1. Where one segment covers a whole piece, the first kernel leaves
 the piece's result in a buffer, and the second adds head, pieces and tail in this order. Which pieces exist depends on shapes alone, so
@@ -41,15 +41,12 @@ def _tile(x_ptr, order_ptr, k, stop, f, F, ORDERED: tl.constexpr):
 
 
 @triton.jit
-def _sum(
-    total, x_ptr, order_ptr, start, stop, f, F, ORDERED: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr, ACC: tl.constexpr
-):
-    # one accumulator a lane: a single reduction across lanes ends the loop
-    lanes = tl.zeros((BLOCK_E, BLOCK_F), dtype=ACC)
+def _add(lanes, x_ptr, order_ptr, start, stop, f, F, ORDERED: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Add positions start … stop − 1; each lane has an accumulator of its own, so that one reduction across lanes ends it all."""
     for first in range(start, stop, BLOCK_E):
         x, _, _ = _tile(x_ptr, order_ptr, first + tl.arange(0, BLOCK_E), stop, f, F, ORDERED)
-        lanes += x.to(ACC)
-    return total + tl.sum(lanes, axis=0)
+        lanes += x.to(lanes.dtype)
+    return lanes
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -65,17 +62,17 @@ def segment_sum_pieces_kernel(
     ORDERED: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     piece = tl.program_id(0).to(tl.int64)
     start = piece * PIECE
     segment = _segment_of(ptr_ptr, start, segments, steps)
     if tl.load(ptr_ptr + segment + 1) < start + PIECE:
         return
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
-    total = tl.zeros((BLOCK_F,), dtype=ACC)
-    total = _sum(total, x_ptr, order_ptr, start, start + PIECE, f, F, ORDERED, BLOCK_E, BLOCK_F, ACC)
-    tl.store(piece_ptr + piece * F + f, total, mask=f < F)
+    lanes = tl.zeros((BLOCK_E, BLOCK_F), dtype=ACC)
+    lanes = _add(lanes, x_ptr, order_ptr, start, start + PIECE, f, F, ORDERED, BLOCK_E)
+    tl.store(piece_ptr + piece * F + f, tl.sum(lanes, axis=0), mask=f < F)
 
 
 @triton.jit
@@ -92,21 +89,23 @@ def segment_sum_kernel(
     SPLIT: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     segment = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     start = tl.load(ptr_ptr + segment)
     stop = tl.load(ptr_ptr + segment + 1)
-    total = tl.zeros((BLOCK_F,), dtype=ACC)
+    lanes = tl.zeros((BLOCK_E, BLOCK_F), dtype=ACC)
     if SPLIT:
         first, last = (start + PIECE - 1) // PIECE, stop // PIECE
         whole = first < last
-        total = _sum(total, x_ptr, order_ptr, start, tl.where(whole, first * PIECE, stop), f, F, ORDERED, BLOCK_E, BLOCK_F, ACC)
-        total = _sum(total, piece_ptr, order_ptr, first, last, f, F, False, BLOCK_E, BLOCK_F, ACC)
-        total = _sum(total, x_ptr, order_ptr, tl.where(whole, last * PIECE, stop), stop, f, F, ORDERED, BLOCK_E, BLOCK_F, ACC)
+        head, tail = tl.where(whole, first * PIECE, stop), tl.where(whole, last * PIECE, stop)
+        lanes = _add(lanes, x_ptr, order_ptr, start, head, f, F, ORDERED, BLOCK_E)
+        lanes = _add(lanes, piece_ptr, order_ptr, first, last, f, F, False, BLOCK_E)
+        lanes = _add(lanes, x_ptr, order_ptr, tail, stop, f, F, ORDERED, BLOCK_E)
     else:
-        total = _sum(total, x_ptr, order_ptr, start, stop, f, F, ORDERED, BLOCK_E, BLOCK_F, ACC)
+        lanes = _add(lanes, x_ptr, order_ptr, start, stop, f, F, ORDERED, BLOCK_E)
+    total = tl.sum(lanes, axis=0)
     if MEAN:
         total = total / tl.maximum(stop - start, 1).to(ACC)
     tl.store(out_ptr + segment * F + f, total, mask=f < F)
@@ -126,21 +125,23 @@ def segment_gather_kernel(
     MEAN: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if rows_ptr.dtype.element_ty == tl.float64 else tl.float32
     k = tl.program_id(0).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     in_range = k < n  # the last tile of rows is ragged
-    if INDEXED:
-        segment = tl.load(index_ptr + k, mask=in_range, other=0)
-    else:
-        segment = _segment_of(ptr_ptr, k, segments, steps)
+    segment = tl.load(index_ptr + k, mask=in_range, other=0) if INDEXED else _segment_of(ptr_ptr, k, segments, steps)
     tile = in_range[:, None] & (f < F)[None, :]  # the width tile is a power of two
     value = tl.load(rows_ptr + segment[:, None] * F + f[None, :], mask=tile, other=0.0).to(ACC)
     if MEAN:
         count = tl.load(ptr_ptr + segment + 1, mask=in_range, other=1) - tl.load(ptr_ptr + segment, mask=in_range, other=0)
         value = value / tl.maximum(count, 1).to(ACC)[:, None]
     tl.store(out_ptr + k[:, None] * F + f[None, :], value, mask=tile)
+
+
+@triton.jit
+def _is_nan(x):
+    return x != x  # noqa: PLR0124 - nothing else is unequal to itself
 
 
 @triton.jit
@@ -158,7 +159,7 @@ def _best(
             row_of = tl.load(arg_ptr + row[:, None] * F + f[None, :], mask=exists, other=0)
         else:
             row_of = tl.where(exists, row[:, None], 0)
-        beats = (arg == _NO_ROW) | ((best == best) & ((value > best) | (value != value)))
+        beats = (arg == _NO_ROW) | (~_is_nan(best) & ((value > best) | _is_nan(value)))
         best = tl.where(exists & beats, value, best)
         arg = tl.where(exists & beats, row_of, arg)
     return best, arg
@@ -168,9 +169,9 @@ def _best(
 def _first_best(best, arg):
     """Across the lanes: the best value, and the lowest row that has it. NaN wins over numbers."""
     exists = arg != _NO_ROW
-    nan = exists & (best != best)
+    nan = exists & _is_nan(best)
     has_nan = tl.max(nan.to(tl.int32), axis=0) > 0
-    top = tl.max(tl.where(exists & (best == best), best, float("-inf")), axis=0)
+    top = tl.max(tl.where(exists & ~nan, best, float("-inf")), axis=0)
     wins = tl.where(has_nan[None, :], nan, exists & (best == top[None, :]))
     return tl.where(has_nan, float("nan"), top), tl.min(tl.where(wins, arg, _NO_ROW), axis=0)
 
@@ -190,8 +191,8 @@ def segment_extremum_pieces_kernel(
     ORDERED: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     piece = tl.program_id(0).to(tl.int64)
     start = piece * PIECE
     segment = _segment_of(ptr_ptr, start, segments, steps)
@@ -200,9 +201,7 @@ def segment_extremum_pieces_kernel(
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     best = tl.zeros((BLOCK_E, BLOCK_F), dtype=ACC)
     arg = tl.full((BLOCK_E, BLOCK_F), _NO_ROW, dtype=tl.int64)
-    best, arg = _best(
-        best, arg, x_ptr, piece_arg_ptr, order_ptr, start, start + PIECE, f, F, SIGN, False, ORDERED, BLOCK_E, ACC
-    )
+    best, arg = _best(best, arg, x_ptr, piece_arg_ptr, order_ptr, start, start + PIECE, f, F, SIGN, False, ORDERED, BLOCK_E, ACC)
     top, row = _first_best(best, arg)
     tl.store(piece_ptr + piece * F + f, top, mask=f < F)
     tl.store(piece_arg_ptr + piece * F + f, row, mask=f < F)
@@ -224,8 +223,8 @@ def segment_extremum_kernel(
     SPLIT: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_F: tl.constexpr,
-    ACC: tl.constexpr,
 ):
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     segment = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     start = tl.load(ptr_ptr + segment)

@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import triton_kernels as kernels
-
-#: Elements of a [BLOCK_E, BLOCK_F] tile of the kernels that loop over a segment, and of those that walk over all rows.
-_SEGMENT_TILE, _ROW_TILE = 1024, 2048
-_FLAT_TILE = 1024
+from .tiles import FLAT_TILE, piece_length, piece_tile, row_tile, segment_tile
 
 
-def segment_tile(width: int) -> dict[str, int]:
-    """Tile of a program that reduces one segment of typically some tens of rows.
-
-    Narrow rows put a warp's lanes across rows instead of columns: [32, 1] for F = 1, [8, 128] for wide rows.
-    """
-    block_f = min(128, triton.next_power_of_2(width))
-    return {"BLOCK_E": min(32, _SEGMENT_TILE // block_f), "BLOCK_F": block_f, "num_warps": 1 if block_f <= 8 else 4}
-
-
-def piece_tile(width: int) -> dict[str, int]:
-    """Tile of a program that reduces a piece of at least 256 rows."""
-    block_f = min(128, triton.next_power_of_2(width))
-    return {"BLOCK_E": min(256, _SEGMENT_TILE // block_f), "BLOCK_F": block_f, "num_warps": 4}
-
-
-def row_tile(width: int) -> dict[str, int]:
-    """Tile of a program that treats rows one by one."""
-    block_f = min(128, triton.next_power_of_2(width))
-    return {"BLOCK_E": min(256, _ROW_TILE // block_f), "BLOCK_F": block_f, "num_warps": 4}
-
-
-def piece_length(rows: int) -> int:
-    """Positions in a piece: about √rows, so that neither the pieces nor the pass over them is long; a power of two in [256, 4096]."""
-    return min(4096, max(256, triton.next_power_of_2(math.isqrt(max(rows, 1)))))
-
-
-def accumulator(dtype: torch.dtype) -> Any:
-    """Triton's type of the sums over this dtype."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
+def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -68,11 +32,11 @@ def segment_sum(values: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor
     out = torch.empty((segments, *values.shape[1:]), dtype=values.dtype, device=values.device)
     if not out.numel():
         return out
-    rising, acc, piece = _order(order, ptr), accumulator(values.dtype), piece_length(rows)
+    rising, piece = _order(order, ptr), piece_length(rows)
     # a segment covers a whole piece only if there are as many positions
     count = rows // piece
-    pieces = torch.empty((count, width), dtype=_accumulator(values.dtype), device=values.device) if count else values
-    flags = {"ORDERED": order is not None, "ACC": acc}
+    pieces = torch.empty((count, width), dtype=accumulator(values.dtype), device=values.device) if count else values
+    flags = {"ORDERED": order is not None}
     if count:
         tile = piece_tile(width)
         grid = (count, triton.cdiv(width, tile["BLOCK_F"]))
@@ -92,15 +56,13 @@ def segment_gather(rows: Tensor, ptr: Tensor, order: Tensor | None, index: Tenso
     if out.numel() and segments:
         tile = row_tile(width)
         grid = (triton.cdiv(n, tile["BLOCK_E"]), triton.cdiv(width, tile["BLOCK_F"]))
-        flags = {"INDEXED": index is not None, "MEAN": mean, "ACC": accumulator(rows.dtype)}
+        flags = {"INDEXED": index is not None, "MEAN": mean}
         segment = ptr if index is None else index.contiguous()
         kernels.segment_gather_kernel[grid](rows, ptr, segment, out, n, segments, segments.bit_length(), width, **flags, **tile)
     return out
 
 
-def segment_extremum(
-    values: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor | None, largest: bool
-) -> tuple[Tensor, Tensor]:
+def segment_extremum(values: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor | None, largest: bool) -> tuple[Tensor, Tensor]:
     """[n, …] → [m, …] twice: values and their rows."""
     values, ptr = values.contiguous(), ptr.contiguous()
     rows, segments, width = values.shape[0], ptr.shape[0] - 1, _width(values)
@@ -112,21 +74,17 @@ def segment_extremum(
     count = rows // piece
     pieces, piece_arg = values, arg
     if count:
-        pieces = torch.empty((count, width), dtype=_accumulator(values.dtype), device=values.device)
+        pieces = torch.empty((count, width), dtype=accumulator(values.dtype), device=values.device)
         piece_arg = torch.empty((count, width), dtype=torch.int64, device=values.device)
-    flags = {"SIGN": 1 if largest else -1, "ORDERED": order is not None, "ACC": accumulator(values.dtype)}
+    flags = {"SIGN": 1 if largest else -1, "ORDERED": order is not None}
     if count:
         tile = piece_tile(width)
         grid = (count, triton.cdiv(width, tile["BLOCK_F"]))
         steps = segments.bit_length()
-        kernels.segment_extremum_pieces_kernel[grid](
-            values, ptr, rising, pieces, piece_arg, segments, steps, width, piece, **flags, **tile
-        )
+        kernels.segment_extremum_pieces_kernel[grid](values, ptr, rising, pieces, piece_arg, segments, steps, width, piece, **flags, **tile)
     tile = segment_tile(width)
     grid = (segments, triton.cdiv(width, tile["BLOCK_F"]))
-    kernels.segment_extremum_kernel[grid](
-        values, ptr, rising, pieces, piece_arg, out, arg, width, piece, SPLIT=count > 0, **flags, **tile
-    )
+    kernels.segment_extremum_kernel[grid](values, ptr, rising, pieces, piece_arg, out, arg, width, piece, SPLIT=count > 0, **flags, **tile)
     return out, arg
 
 
@@ -135,8 +93,8 @@ def arg_gather(values: Tensor, arg: Tensor) -> Tensor:
     values, arg = values.contiguous(), arg.contiguous()
     out = torch.empty(arg.shape, dtype=values.dtype, device=values.device)
     if out.numel():
-        grid = (triton.cdiv(out.numel(), _FLAT_TILE),)
-        kernels.arg_gather_kernel[grid](values, arg, out, out.numel(), _width(values), BLOCK=_FLAT_TILE)
+        grid = (triton.cdiv(out.numel(), FLAT_TILE),)
+        kernels.arg_gather_kernel[grid](values, arg, out, out.numel(), _width(values), BLOCK=FLAT_TILE)
     return out
 
 
@@ -145,6 +103,6 @@ def arg_scatter(grad: Tensor, arg: Tensor, n: int) -> Tensor:
     grad, arg = grad.contiguous(), arg.contiguous()
     out = torch.zeros((n, *grad.shape[1:]), dtype=grad.dtype, device=grad.device)
     if out.numel() and grad.numel():
-        grid = (triton.cdiv(grad.numel(), _FLAT_TILE),)
-        kernels.arg_scatter_kernel[grid](grad, arg, out, grad.numel(), _width(grad), BLOCK=_FLAT_TILE)
+        grid = (triton.cdiv(grad.numel(), FLAT_TILE),)
+        kernels.arg_scatter_kernel[grid](grad, arg, out, grad.numel(), _width(grad), BLOCK=FLAT_TILE)
     return out

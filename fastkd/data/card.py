@@ -1,0 +1,167 @@
+"""The data card: what a file holds, shown before anybody trains on it, with what looks wrong.
+
+Example:
+    >>> print(make_card(open_data_file("embedded")).text())
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from rich.console import Console
+from rich.table import Table
+
+from fastkd.data.neighbors import find_neighbors
+from fastkd.data.reader import DataFile
+from fastkd.data.reference import References, compositions, fit_reference
+from fastkd.data.select import Selection
+from fastkd.data.structure import Structure
+
+#: eV/Å. Larger forces are rare outside of collisions, and often a wrong unit.
+LARGE_FORCE = 50.0
+_SAMPLED = 200
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """Facts about data, by group, and warnings."""
+
+    title: str
+    facts: dict[str, str]
+    splits: list[dict[str, Any]]
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {"title": self.title, "facts": self.facts, "splits": self.splits, "warnings": self.warnings}
+
+    def text(self, width: int = 118) -> str:
+        """The card as lines of text."""
+        stream = io.StringIO()
+        console = Console(file=stream, width=width, highlight=False, color_system=None)
+        facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=self.title, title_justify="left", title_style="bold")
+        for name, value in self.facts.items():
+            facts.add_row(name, value)
+        console.print(facts)
+        if self.splits:
+            table = Table(box=None, padding=(0, 2, 0, 0))
+            for number, column in enumerate(self.splits[0]):
+                table.add_column(column, justify="left" if number == 0 else "right")
+            for row in self.splits:
+                table.add_row(*(str(value) for value in row.values()))
+            console.print(table)
+        for warning in self.warnings:
+            console.print(f"warning: {warning}")
+        return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
+def make_card(
+    data: DataFile, selection: Selection | None = None, references: References | None = None, cutoffs: tuple[float, ...] = (5.0,)
+) -> DataCard:
+    """Describe a file, or what a run has chosen of it.
+
+    Args:
+        data: the file.
+        selection: what a run uses; None describes the splits of the whole file.
+        references: subtracted before energies are described; None fits them to the described structures with labels.
+        cutoffs: for which to count neighbours, Å.
+    """
+    groups = _groups(data, selection)
+    everything = np.unique(np.concatenate(list(groups.values()))) if groups else np.arange(0)
+    structures = dict(zip(everything.tolist(), data.read(everything), strict=True))
+    labelled = [s for s in structures.values() if np.isfinite(s.energy)]
+    if references is None:
+        references = fit_reference(compositions(labelled), np.array([s.energy for s in labelled], dtype=np.float64))
+    chosen = list(structures.values())
+    facts = {
+        "structures": f"{len(data):,} in the file, {len(chosen):,} used" if selection else f"{len(data):,}",
+        "level of theory": data.level_of_theory or "not stated",
+        "units": "energy eV, length Å, forces eV/Å",
+        "systems": _systems(chosen),
+        "elements": ", ".join(chemical_symbols[number] for number in np.flatnonzero(compositions(chosen).any(axis=0))) or "none",
+        "atoms": _range([s.num_atoms for s in chosen]),
+        "periodic": f"{sum(1 for s in chosen if s.pbc is not None and s.pbc.any()):,} structures",
+        "reference energies": _references(references),
+        "content hash": data.content_hash[:16] or "none",
+        "licence": data.licence or "not stated",
+    }
+    for cutoff in cutoffs:
+        facts[f"neighbours in {cutoff:g} Å"] = _neighbors(chosen, cutoff)
+    rows = [
+        _split_row(name, [structures[i] for i in indices.tolist()], references, name == "unlabelled") for name, indices in groups.items()
+    ]
+    return DataCard(f"Data: {data.path.name}", facts, rows, _warnings(data, groups, structures, cutoffs))
+
+
+def _groups(data: DataFile, selection: Selection | None) -> dict[str, np.ndarray]:
+    if selection is None:
+        return {name or "(no split)": np.flatnonzero(data.splits == name) for name in dict.fromkeys(data.splits.tolist())}
+    named = {"train": selection.labelled, "unlabelled": selection.unlabelled, "val": selection.val, "test": selection.test}
+    return {name: indices for name, indices in named.items() if len(indices)}
+
+
+def _split_row(name: str, structures: list[Structure], references: References, hidden: bool) -> dict[str, Any]:
+    energy = np.array([s.energy for s in structures]) - compositions(structures) @ references.energies
+    per_atom = energy / np.array([s.num_atoms for s in structures])
+    per_atom = per_atom[np.isfinite(per_atom)]
+    norms = [np.linalg.norm(s.forces, axis=1) for s in structures if s.forces is not None]
+    force = np.concatenate(norms) if norms else np.zeros(0)
+    show = not hidden
+    return {
+        "split": name,
+        "structures": f"{len(structures):,}",
+        "atoms": f"{sum(s.num_atoms for s in structures):,}",
+        "labels": "hidden" if hidden else f"{len(per_atom):,}",
+        "E − E₀ [eV/atom]": f"{per_atom.mean():+.3f} ± {per_atom.std():.3f}" if show and len(per_atom) else "–",
+        "|F| mean": f"{force.mean():.2f}" if show and len(force) else "–",
+        "|F| rms": f"{np.sqrt(np.square(force).mean()):.2f}" if show and len(force) else "–",
+        "|F| max [eV/Å]": f"{force.max():.2f}" if show and len(force) else "–",
+    }
+
+
+def _warnings(data: DataFile, groups: dict[str, np.ndarray], structures: dict[int, Structure], cutoffs: tuple[float, ...]) -> list[str]:
+    warnings = []
+    if not data.level_of_theory:
+        warnings.append("the file does not state its level of theory")
+    missing = sum(1 for s in structures.values() if not np.isfinite(s.energy) or s.forces is None)
+    if missing:
+        warnings.append(f"{missing:,} structures have no energy or forces")
+    large = [i for i, s in structures.items() if s.forces is not None and np.abs(s.forces).max() > LARGE_FORCE]
+    if large:
+        warnings.append(f"{len(large):,} structures have forces above {LARGE_FORCE:g} eV/Å (first: number {large[0]}); check the unit")
+    seen: dict[bytes, str] = {}
+    for name, indices in groups.items():
+        for index in indices.tolist():
+            s = structures[index]
+            key = s.atomic_numbers.tobytes() + np.asarray(s.positions, np.float32).tobytes()
+            if seen.setdefault(key, name) != name:
+                warnings.append(f"structure {index} of {name} is also in {seen[key]}: the error on {name} would look too small")
+                return warnings
+    return warnings
+
+
+def _neighbors(structures: list[Structure], cutoff: float) -> str:
+    sample = structures[:: max(1, len(structures) // _SAMPLED)]
+    degrees = [np.bincount(find_neighbors(s.positions, s.cell, s.pbc, cutoff).dst, minlength=s.num_atoms) for s in sample]
+    counts = np.concatenate(degrees) if degrees else np.zeros(1, dtype=int)
+    alone = int((counts == 0).sum())
+    return f"{counts.mean():.1f} on average, {counts.min()} to {counts.max()}" + (f"; {alone} atoms have none" if alone else "")
+
+
+def _systems(structures: list[Structure]) -> str:
+    names, counts = np.unique([s.system for s in structures], return_counts=True)
+    listed = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True) if name]
+    return ", ".join(listed[:8]) + (f", and {len(listed) - 8} more" if len(listed) > 8 else "") or "no names"
+
+
+def _range(values: list[int]) -> str:
+    return f"{min(values)} to {max(values)} per structure, {sum(values):,} in all" if values else "none"
+
+
+def _references(references: References) -> str:
+    listed = [f"{chemical_symbols[n]} {references.energies[n]:.3f}" for n in np.flatnonzero(references.known)]
+    return f"{', '.join(listed)} eV ({references.how})"

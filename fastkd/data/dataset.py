@@ -1,0 +1,93 @@
+"""Structures of a data file, or of a list, with their neighbour lists kept after first use.
+
+Example:
+    >>> dataset = StructureDataset(DataFile("water.h5"), cutoffs=(5.0,))
+    >>> batch = dataset.batch([0, 3, 5])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from fastkd.data.batch import Batch
+from fastkd.data.batching import Pieces, collate
+from fastkd.data.reader import DataFile
+from fastkd.data.structure import Structure
+
+#: Memory that prepared structures may take before further ones are made anew each time.
+CACHE_BYTES = 4 << 30
+
+
+class StructureDataset:
+    """Random access to prepared structures.
+
+    Args:
+        source: a data file, or structures.
+        cutoffs: of the neighbour graphs each batch shall have, Å.
+        dtype: of batches.
+        unlabelled: numbers of structures whose labels must not be seen, although the source may have them.
+        cache_bytes: how much memory prepared structures may take.
+    """
+
+    def __init__(
+        self,
+        source: DataFile | Sequence[Structure],
+        cutoffs: Sequence[float],
+        *,
+        dtype: torch.dtype = torch.float32,
+        unlabelled: Sequence[int] = (),
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.source = source
+        self.cutoffs = tuple(sorted({float(cutoff) for cutoff in cutoffs}))
+        self.dtype = dtype
+        self.unlabelled = frozenset(int(index) for index in unlabelled)
+        self._cache: dict[int, Pieces] = {}
+        self._free_bytes = cache_bytes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def pieces(self, indices: Sequence[int]) -> list[Pieces]:
+        """Prepared structures by number.
+
+        Raises:
+            DataError: if atoms of one overlap.
+        """
+        absent = [int(index) for index in dict.fromkeys(indices) if index not in self._cache]
+        made: dict[int, Pieces] = {}
+        if absent:
+            read = self.source.read(absent) if isinstance(self.source, DataFile) else [self.source[index] for index in absent]
+            for index, structure in zip(absent, read, strict=True):
+                piece = Pieces.of(structure, index, self.cutoffs, labelled=index not in self.unlabelled)
+                made[index] = piece
+                if piece.num_bytes <= self._free_bytes:
+                    self._cache[index] = piece
+                    self._free_bytes -= piece.num_bytes
+        return [self._cache.get(int(index)) or made[int(index)] for index in indices]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Structures by number, laid end to end."""
+        return collate(self.pieces(indices), self.dtype)
+
+    def batches(self, indices: Sequence[int], *, max_structures: int = 64, max_atoms: int = 2048) -> Iterator[Batch]:
+        """All of ``indices`` once, in order, in batches that depend on nothing but them."""
+        chunk: list[int] = []
+        atoms = 0
+        for index in indices:
+            size = self.pieces([index])[0].num_atoms
+            if chunk and (len(chunk) == max_structures or atoms + size > max_atoms):
+                yield self.batch(chunk)
+                chunk, atoms = [], 0
+            chunk.append(int(index))
+            atoms += size
+        if chunk:
+            yield self.batch(chunk)
+
+    def labels(self, indices: Sequence[int]) -> tuple[np.ndarray, list[Structure]]:
+        """Total energies [n] eV (float64) and the structures, for statistics."""
+        structures = [piece.structure for piece in self.pieces(indices)]
+        return np.array([float(s.energy) for s in structures], dtype=np.float64), structures

@@ -1,0 +1,258 @@
+"""Read a data file: checked when opened, random access, safe in worker processes.
+
+Example:
+    >>> with DataFile("water.h5") as data:
+    ...     data[0].energy, data.level_of_theory
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from fastkd.data.format import BLOCK_ROWS, FIELDS, FORMAT_NAME, SCHEMA_VERSION, Field, content_hash
+from fastkd.data.structure import Structure
+from fastkd.errors import DataError
+
+Ints = npt.NDArray[np.int64]
+
+_NUMPY_KINDS = {"integer": "iu", "float": "f", "bool": "b", "text": "O"}
+
+
+class DataFile:
+    """A data file of format v1. Each process that reads opens the file for itself: a handle never crosses a fork or a pickle.
+
+    Opening checks everything that can be checked without reading all of it: format, version, arrays, shapes, types, units, pointers.
+    `check_values` looks at every number, `check_hash` at every byte.
+
+    Raises:
+        DataError: if the file is not there, truncated, of another format or version, or inconsistent.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._file: h5py.File | None = None
+        self._pid = -1
+        if not self.path.is_file():
+            raise DataError(f"{path}: no such file. Give the path of an HDF5 data file, or 'embedded' for the data that ships with fastkd.")
+        file = self._open()
+        self._check_header(file)
+        self.atom_ptr: Ints = file["atom_ptr"][:].astype(np.int64)
+        self._check_arrays(file)
+
+    @property
+    def file(self) -> h5py.File:
+        """The open file of this process."""
+        if self._file is None or self._pid != os.getpid():
+            self._open()
+        assert self._file is not None
+        return self._file
+
+    def _open(self) -> h5py.File:
+        try:
+            # an inherited handle of another process is dropped, not closed: closing would touch the parent's file
+            self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
+        except OSError as error:
+            size = self.path.stat().st_size
+            raise DataError(
+                f"{self.path} cannot be read as HDF5 ({size:,} bytes): {error}. It is truncated or not an HDF5 file; copy it again, "
+                "or convert its source with `fastkd convert`."
+            ) from error
+        return self._file
+
+    def close(self) -> None:
+        """Close this process's handle; the next access opens it again."""
+        if self._file is not None and self._pid == os.getpid():
+            self._file.close()
+        self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None, "_pid": -1}
+
+    # what a file says of itself
+
+    def attribute(self, name: str, default: str = "") -> str:
+        value = self.file.attrs.get(name, default)
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+    @property
+    def level_of_theory(self) -> str:
+        return self.attribute("level_of_theory")
+
+    @property
+    def licence(self) -> str:
+        return self.attribute("licence")
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 as stored; `check_hash` computes it again."""
+        return self.attribute("content_hash")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return dict(json.loads(self.attribute("provenance", "{}") or "{}"))
+
+    @property
+    def fields(self) -> list[str]:
+        """Properties that the file has."""
+        return [name for name in FIELDS if name in self.file]
+
+    def __len__(self) -> int:
+        return len(self.atom_ptr) - 1
+
+    @cached_property
+    def splits(self) -> npt.NDArray[np.str_]:
+        """Split of each structure, "" for none."""
+        return self._texts("split")
+
+    @cached_property
+    def systems(self) -> npt.NDArray[np.str_]:
+        """System of each structure, "" for none."""
+        return self._texts("system")
+
+    def _texts(self, name: str) -> npt.NDArray[np.str_]:
+        if name not in self.file:
+            return np.full(len(self), "", dtype=str)
+        return np.array([item.decode("utf-8") for item in self.file[name][:]], dtype=str).reshape(len(self))
+
+    # structures
+
+    def __getitem__(self, index: int) -> Structure:
+        return self.read([range(len(self))[index]])[0]
+
+    def read(self, indices: Sequence[int] | Ints) -> list[Structure]:
+        """Structures by number, in the order asked for; neighbouring numbers are read in one go.
+
+        Raises:
+            IndexError: if a number is out of range.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"{self.path} has {len(self)} structures, number {int(wanted.max())} was asked for")
+        found: dict[int, Structure] = {}
+        unique = np.unique(wanted)
+        for run in np.split(unique, np.flatnonzero(np.diff(unique) > 1) + 1):
+            if len(run):
+                self._read_run(int(run[0]), int(run[-1]) + 1, found)
+        return [found[index] for index in wanted.tolist()]
+
+    def _read_run(self, first: int, last: int, found: dict[int, Structure]) -> None:
+        start, stop = int(self.atom_ptr[first]), int(self.atom_ptr[last])
+        arrays = {name: self.file[name][slice(start, stop) if FIELDS[name].per == "atom" else slice(first, last)] for name in self.fields}
+        for index in range(first, last):
+            atoms = slice(int(self.atom_ptr[index]) - start, int(self.atom_ptr[index + 1]) - start)
+            row = {name: array[atoms] if FIELDS[name].per == "atom" else array[index - first] for name, array in arrays.items()}
+            found[index] = _structure(row)
+
+    def missing_labels(self) -> Ints:
+        """Numbers of the structures whose energy or forces are missing or NaN."""
+        missing = np.zeros(len(self), dtype=bool)
+        if "energy" in self.file:
+            missing |= ~np.isfinite(self.file["energy"][:])
+        else:
+            missing[:] = True
+        if "forces" not in self.file:
+            missing[:] = True
+        else:
+            for first in range(0, self.file["forces"].shape[0], BLOCK_ROWS):
+                rows = self.file["forces"][first : first + BLOCK_ROWS]
+                bad = first + np.flatnonzero(~np.isfinite(rows).all(axis=1))
+                missing[np.searchsorted(self.atom_ptr, bad, side="right") - 1] = True
+        return np.flatnonzero(missing).astype(np.int64)
+
+    # checks
+
+    def check_hash(self) -> None:
+        """Compare the content with its stored hash.
+
+        Raises:
+            DataError: if they differ.
+        """
+        found = content_hash(self.file)
+        if found != self.content_hash:
+            raise DataError(
+                f"{self.path}: the content hash is {found[:12]}…, the file says {self.content_hash[:12] or 'nothing'}…: it was changed after "
+                "it was written, or damaged. Copy or convert it again."
+            )
+
+    def check_values(self) -> None:
+        """Look at every position and atomic number.
+
+        Raises:
+            DataError: naming the first structure that is wrong.
+        """
+        for first in range(0, int(self.atom_ptr[-1]), BLOCK_ROWS):
+            rows = slice(first, first + BLOCK_ROWS)
+            bad = ~np.isfinite(self.file["positions"][rows]).all(axis=1)
+            self._refuse_atoms(bad, first, "positions are not finite")
+            numbers = self.file["atomic_numbers"][rows]
+            self._refuse_atoms((numbers < 1) | (numbers > 118), first, "atomic numbers are not between 1 and 118")
+
+    def _refuse_atoms(self, bad: npt.NDArray[np.bool_], first: int, what: str) -> None:
+        if bad.any():
+            atom = first + int(np.flatnonzero(bad)[0])
+            structure = int(np.searchsorted(self.atom_ptr, atom, side="right")) - 1
+            raise DataError(f"{self.path}: {what} in structure {structure} (atom {atom}). Remove it from the source and convert again.")
+
+    def _check_header(self, file: h5py.File) -> None:
+        name = file.attrs.get("format")
+        if (name.decode() if isinstance(name, bytes) else name) != FORMAT_NAME:
+            raise DataError(
+                f"{self.path} is an HDF5 file, but not one of fastkd's (its attribute 'format' is {name!r}, not {FORMAT_NAME!r}). "
+                "Convert its source with `fastkd convert`; docs/file-format.md describes the format."
+            )
+        version = file.attrs.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise DataError(
+                f"{self.path} has schema version {version}, this release reads version {SCHEMA_VERSION}. Use a matching release, or convert again."
+            )
+        missing = [name for name in ("atom_ptr", *(n for n, field in FIELDS.items() if field.required)) if name not in file]
+        if missing:
+            raise DataError(f"{self.path} lacks {', '.join(missing)}. Convert its source again.")
+
+    def _check_arrays(self, file: h5py.File) -> None:
+        ptr = self.atom_ptr
+        if ptr.ndim != 1 or len(ptr) < 1 or ptr[0] != 0 or (np.diff(ptr) <= 0).any():
+            raise DataError(f"{self.path}: atom_ptr must begin with 0 and grow with every structure. Convert its source again.")
+        for name, field in FIELDS.items():
+            if name in file:
+                self._check_array(name, field, file[name], int(ptr[-1]) if field.per == "atom" else len(ptr) - 1)
+
+    def _check_array(self, name: str, field: Field, dataset: Any, rows: int) -> None:
+        expected = (rows, *field.shape)
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape != expected:
+            shape = getattr(dataset, "shape", "a group")
+            raise DataError(f"{self.path}: {name} has shape {shape}, atom_ptr needs {expected}. Convert its source again.")
+        if dataset.dtype.kind not in _NUMPY_KINDS[field.kind]:
+            raise DataError(f"{self.path}: {name} holds {dataset.dtype}, but must hold {field.kind} values. Convert its source again.")
+        unit = dataset.attrs.get("unit", field.unit)
+        unit = unit.decode("utf-8") if isinstance(unit, bytes) else unit
+        if unit != field.unit:
+            raise DataError(
+                f"{self.path}: {name} is in {unit!r}, format v1 keeps {field.unit!r}. Convert with --energy-unit and --length-unit."
+            )
+
+
+def _structure(row: dict[str, Any]) -> Structure:
+    text = {name: row[name].decode("utf-8") for name in ("split", "system") if name in row}
+    numbers = {name: float(row[name]) for name in ("energy", "time_fs") if name in row}
+    arrays = {name: row[name] for name in ("positions", "forces", "cell", "pbc", "stress") if name in row}
+    for label in ("forces", "stress"):
+        if label in arrays and not np.isfinite(arrays[label]).all():
+            arrays[label] = None
+    return Structure(row["atomic_numbers"].astype(np.int64), **arrays, **numbers, **text)

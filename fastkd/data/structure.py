@@ -1,0 +1,31 @@
+"""One structure with its labels, as arrays, in eV and Å."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Atoms, cell and labels. Labels that are missing are NaN (energy) or None."""
+
+    atomic_numbers: npt.NDArray[np.integer[Any]]  #: [n_atoms]
+    positions: Floats  #: [n_atoms, 3] Å
+    cell: Floats | None = None  #: [3, 3] Å, rows are lattice vectors
+    pbc: npt.NDArray[np.bool_] | None = None  #: [3]
+    energy: float = float("nan")  #: eV
+    forces: Floats | None = None  #: [n_atoms, 3] eV/Å
+    stress: Floats | None = None  #: [3, 3] eV/Å³
+    split: str = ""  #: name of its split, "" for none
+    system: str = ""  #: name of the molecule or trajectory it belongs to
+    time_fs: float = float("nan")  #: fs, within its trajectory
+
+    @property
+    def num_atoms(self) -> int:
+        return len(self.atomic_numbers)

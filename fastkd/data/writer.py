@@ -1,0 +1,221 @@
+"""Write a data file, a structure or a block at a time, in bounded memory; the finished file appears under its name at once.
+
+Example:
+    >>> with DataWriter("water.h5", level_of_theory="GFN2-xTB") as writer:
+    ...     writer.append(Structure(np.array([8, 1, 1]), positions, energy=-137.9, forces=forces))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+import fastkd
+from fastkd.data.format import FIELDS, FORMAT_NAME, SCHEMA_VERSION, Field, content_hash
+from fastkd.data.structure import Structure
+from fastkd.data.units import Units
+from fastkd.errors import DataError
+
+_TEXT = h5py.string_dtype("utf-8")
+_BUFFERED_ATOMS = 1 << 16
+
+
+class DataWriter:
+    """A file in the making: ``name.partial`` until `close`, then renamed. An exception inside the ``with`` block leaves no file.
+
+    Args:
+        path: of the file; an existing one is an error unless ``overwrite``.
+        level_of_theory: how labels were computed, e.g. ``"PBE/def2-SVP"``.
+        units: of what is appended; converted to eV and Å here.
+        licence: of the data, as an SPDX identifier or a sentence.
+        provenance: anything that JSON can hold; kept as an attribute.
+        overwrite: replace an existing file, when the new one is finished.
+        positions_dtype: float32 (1e-6 Å) or float64.
+
+    Raises:
+        DataError: if the file exists, cannot be written, or a structure is malformed.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        level_of_theory: str,
+        units: Units | None = None,
+        licence: str = "",
+        provenance: dict[str, Any] | None = None,
+        overwrite: bool = False,
+        positions_dtype: str = "float32",
+    ) -> None:
+        self.path = Path(path)
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._factors = (units or Units()).factors(str(path))
+        self._positions_dtype = positions_dtype
+        if self.path.exists() and not overwrite:
+            raise DataError(f"{path} exists already. Choose another name, remove it, or ask to overwrite it (--overwrite).")
+        self._buffer: list[Structure] = []
+        self._buffered_atoms = 0
+        self.num_structures = 0
+        self.num_atoms = 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = h5py.File(self._partial, "w")
+            self._file["atom_ptr"] = h5py.Empty("i8")
+            del self._file["atom_ptr"]
+            self._create("atom_ptr", (), "int64", "1", np.zeros(1, dtype=np.int64))
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self._file.attrs.update(
+            {
+                "format": FORMAT_NAME,
+                "schema_version": SCHEMA_VERSION,
+                "level_of_theory": level_of_theory,
+                "licence": licence,
+                "creator": f"fastkd {fastkd.__version__}",
+                "provenance": json.dumps(provenance or {}, sort_keys=True),
+            }
+        )
+
+    def append(self, structure: Structure) -> None:
+        """Add one structure, in the writer's units.
+
+        Raises:
+            DataError: if shapes do not fit, or positions are not finite.
+        """
+        self._check(structure)
+        self._buffer.append(structure)
+        self._buffered_atoms += structure.num_atoms
+        if self._buffered_atoms >= _BUFFERED_ATOMS:
+            self._flush()
+
+    def extend(self, structures: Iterable[Structure]) -> None:
+        """Add many structures, one at a time."""
+        for structure in structures:
+            self.append(structure)
+
+    def close(self) -> None:
+        """Write the content hash, flush to disk and put the file in place."""
+        try:
+            self._flush()
+            self._file.attrs["content_hash"] = content_hash(self._file)
+            self._file.close()
+            with self._partial.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            self._partial.replace(self.path)
+        except OSError as error:
+            self.discard()
+            raise self._cannot_write(error) from error
+
+    def discard(self) -> None:
+        """Give up: remove the unfinished file."""
+        # a full disk fails once more on close; the file goes anyway
+        with contextlib.suppress(OSError, RuntimeError):
+            self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def _check(self, structure: Structure) -> None:
+        where = f"structure {self.num_structures + len(self._buffer)}"
+        atoms = structure.num_atoms
+        if atoms == 0:
+            raise DataError(f"{where} has no atoms. Leave it out.")
+        expected = {"positions": (atoms, 3), "forces": (atoms, 3), "cell": (3, 3), "pbc": (3,), "stress": (3, 3)}
+        for name, shape in expected.items():
+            value = getattr(structure, name)
+            if value is not None and np.shape(value) != shape:
+                raise DataError(f"{where}: {name} has shape {np.shape(value)}, {atoms} atoms need {shape}.")
+        if not np.isfinite(structure.positions).all():
+            raise DataError(f"{where}: positions are not finite. Leave it out, or mend its source.")
+        numbers = np.asarray(structure.atomic_numbers)
+        if numbers.min() < 1 or numbers.max() > 118:
+            raise DataError(f"{where}: atomic numbers must be 1 to 118, got {numbers.min()} to {numbers.max()}.")
+
+    def _flush(self) -> None:
+        if not self._buffer:
+            return
+        block, self._buffer, self._buffered_atoms = self._buffer, [], 0
+        atoms = sum(s.num_atoms for s in block)
+        try:
+            for name, field in FIELDS.items():
+                self._write_field(name, field, block, atoms)
+            ends = self.num_atoms + np.cumsum([s.num_atoms for s in block])
+            self._extend("atom_ptr", ends)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self.num_structures += len(block)
+        self.num_atoms += atoms
+
+    def _write_field(self, name: str, field: Field, block: list[Structure], atoms: int) -> None:
+        values = [getattr(s, name) for s in block]
+        if name not in self._file:
+            if all(_absent(value) for value in values):
+                return
+            # rows of the structures before the first that has this property
+            rows = self.num_atoms if field.per == "atom" else self.num_structures
+            dtype = self._positions_dtype if name == "positions" else field.store
+            self._create(name, field.shape, dtype, field.unit, np.full((rows, *field.shape), _fill(field), dtype=_numpy_dtype(dtype)))
+        counts = [s.num_atoms if field.per == "atom" else 1 for s in block]
+        parts = [
+            np.full((count, *field.shape), _fill(field), dtype=_numpy_dtype(field.store))
+            if value is None
+            else np.reshape(np.asarray(value), (count, *field.shape))
+            for value, count in zip(values, counts, strict=True)
+        ]
+        rows = np.concatenate(parts)
+        factor = self._factors.get(name, 1.0)
+        self._extend(name, rows * factor if factor != 1.0 else rows)
+
+    def _create(self, name: str, shape: tuple[int, ...], dtype: str, unit: str, first: np.ndarray[Any, Any]) -> None:
+        kind = _TEXT if dtype == "text" else dtype
+        # few large chunks: training reads scattered structures, and a chunk is decompressed whole
+        chunks = (4096, *shape) if np.prod(shape, dtype=int) < 9 else (1024, *shape)
+        dataset = self._file.create_dataset(
+            name, data=first, dtype=kind, maxshape=(None, *shape), chunks=chunks, compression="gzip", shuffle=dtype != "text"
+        )
+        dataset.attrs["unit"] = unit
+
+    def _extend(self, name: str, rows: np.ndarray[Any, Any]) -> None:
+        dataset = self._file[name]
+        first = dataset.shape[0]
+        dataset.resize(first + len(rows), axis=0)
+        dataset[first:] = rows
+
+    def _cannot_write(self, error: OSError) -> DataError:
+        text = str(error).lower()
+        if error.errno == errno.ENOSPC or "no space" in text:
+            return DataError(f"{self.path}: the disk is full. Free some space or write elsewhere; no half-written file is left.")
+        return DataError(f"{self.path} cannot be written ({error.strerror or error}). Choose a folder that you may write to.")
+
+
+def _absent(value: Any) -> bool:
+    return value is None or value == "" if isinstance(value, str | None) else isinstance(value, float) and np.isnan(value)
+
+
+def _fill(field: Field) -> Any:
+    return {
+        "integer": 0,
+        "float": np.nan if field.label or (field.per == "structure" and not field.shape) else 0.0,
+        "bool": False,
+        "text": "",
+    }[field.kind]
+
+
+def _numpy_dtype(store: str) -> Any:
+    return object if store == "text" else store

@@ -1,0 +1,158 @@
+"""The data of one run, as the loop wants it: an endless stream of training batches, and fixed batches to evaluate on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from fastkd.config import Config
+from fastkd.data.batch import Batch
+from fastkd.data.card import make_card
+from fastkd.data.dataset import StructureDataset
+from fastkd.data.reader import DataFile
+from fastkd.data.reference import References, force_rms, make_references
+from fastkd.data.sampler import BatchSampler, Caps
+from fastkd.data.select import elements, select
+from fastkd.errors import DataError
+from fastkd.models.base import Potential
+
+
+class TrainingBatches:
+    """Endless training batches; the state is the sampler's."""
+
+    def __init__(self, dataset: StructureDataset, sampler: BatchSampler, device: torch.device) -> None:
+        self._dataset, self._sampler, self._device = dataset, sampler, device
+
+    def __next__(self) -> Batch:
+        batch = self._dataset.batch(next(self._sampler))
+        return batch if self._device.type == "cpu" else batch.to(self._device)
+
+    def peek(self) -> Batch:
+        """The next batch, which will come again."""
+        state = self._sampler.state_dict()
+        batch = next(self)
+        self._sampler.load_state_dict(state)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sampler.load_state_dict(state)
+
+
+class RunData:
+    """Everything that one run reads.
+
+    Args:
+        file: open data file.
+        config: of the run; ``data`` chooses, ``run.seed`` draws.
+        device: batches are handed out there.
+        dtype: of batches.
+
+    Raises:
+        DataError: see `fastkd.data.select.select` and `fastkd.data.reference.make_references`.
+        ConfigError: if more structures are asked for than there are.
+    """
+
+    def __init__(self, file: DataFile, config: Config, device: torch.device, dtype: torch.dtype) -> None:
+        self.file, self.config, self.device, self.dtype = file, config, device, dtype
+        self.selection = select(file, config.data, config.run.seed)
+        self._datasets: dict[tuple[float, ...], StructureDataset] = {}
+        labelled = file.read(self.selection.labelled)
+        energy = np.array([structure.energy for structure in labelled], dtype=np.float64)
+        self.references: References = make_references(config.data.reference_energies, labelled, energy, str(file.path))
+        self.energy_scale = force_rms(labelled)
+
+    @property
+    def hash(self) -> str:
+        """Content hash of the file."""
+        return self.file.content_hash
+
+    @cached_property
+    def card(self) -> str:
+        """The data card of what this run uses."""
+        return make_card(self.file, self.selection, self.references, (self.config.model.cutoff,)).text()
+
+    def dataset(self, *cutoffs: float) -> StructureDataset:
+        """Structures with neighbour graphs of some cutoffs; labels of the unlabelled ones are hidden."""
+        key = tuple(sorted(set(cutoffs)))
+        if key not in self._datasets:
+            self._datasets[key] = StructureDataset(self.file, key, dtype=self.dtype, unlabelled=self.selection.unlabelled.tolist())
+        return self._datasets[key]
+
+    def training_batches(self, *cutoffs: float) -> TrainingBatches:
+        """The stream of training batches, with a neighbour graph for each cutoff."""
+        data, dataset = self.config.data, self.dataset(*cutoffs)
+
+        def size(index: int) -> tuple[int, int]:
+            (piece,) = dataset.pieces([index])
+            return piece.num_atoms, max(piece.num_edges(cutoff) for cutoff in dataset.cutoffs)
+
+        sampler = BatchSampler(
+            self.selection.labelled.tolist(),
+            self.selection.unlabelled.tolist(),
+            caps=Caps(data.batch_size, data.batch_atoms, data.batch_edges),
+            seed=self.config.run.seed,
+            labelled_fraction=data.labelled_fraction,
+            size=size,
+        )
+        return TrainingBatches(dataset, sampler, self.device)
+
+    def teacher_batches(self, cutoff: float) -> Iterator[Batch]:
+        """Every training structure once, in an order that depends on nothing but the selection."""
+        return self._moved(self.dataset(cutoff), self.selection.train)
+
+    def val_batches(self) -> list[Batch]:
+        """The validation structures, made once and kept."""
+        return list(self._moved(self.dataset(self.config.model.cutoff), self.selection.val))
+
+    def test_batches(self, cutoff: float) -> list[Batch]:
+        """The test structures with a neighbour graph of a cutoff."""
+        return list(self._moved(self.dataset(cutoff), self.selection.test))
+
+    def apply_references(self, student: Potential, teacher: Potential | None) -> None:
+        """Give a student its reference energies, energy scale and known elements; without any label they are the teacher's."""
+        if len(self.selection.labelled) or teacher is None:
+            student.reference_energy.copy_(torch.from_numpy(self.references.energies))
+            student.energy_scale.fill_(self.energy_scale)
+        else:
+            student.reference_energy.copy_(teacher.reference_energy)
+            student.energy_scale.copy_(teacher.energy_scale)
+        student.known_element.fill_(False)
+        student.known_element[sorted(elements(self.file, self.selection.train))] = True
+
+    def require_elements(self, known: Tensor, who: str) -> None:
+        """Make sure that a model knows every element of the training and test structures.
+
+        Raises:
+            DataError: naming those it does not know.
+        """
+        present = elements(self.file, np.concatenate([self.selection.train, self.selection.test]))
+        refuse_unknown_elements(sorted(present), known, who)
+
+    def _moved(self, dataset: StructureDataset, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Batch]:
+        for batch in dataset.batches(indices.tolist()):
+            yield batch.to(self.device)
+
+
+def refuse_unknown_elements(numbers: Sequence[int], known: Tensor, who: str) -> None:
+    """Make sure that a model knows some elements.
+
+    Args:
+        numbers: atomic numbers.
+        known: [119] bool, by atomic number.
+        who: the model, for the message.
+
+    Raises:
+        DataError: naming those it does not know.
+    """
+    strange = [chemical_symbols[number] for number in numbers if not bool(known[number])]
+    if strange:
+        raise DataError(f"{who} was never trained on {', '.join(strange)}, which the data has; choose structures without, or another model")

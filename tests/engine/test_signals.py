@@ -1,0 +1,92 @@
+"""Real processes, really signalled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastkd.engine.state import has_checkpoint, load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+LONG = ("train.steps=1000000", "train.checkpoint_every=3", "train.evaluate_every=7")
+
+
+@contextmanager
+def training(config_file: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "fastkd.train", str(config_file), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str], step: int = 1) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if has_checkpoint(folder) and load_checkpoint(folder).step >= step:
+            return
+        time.sleep(0.01)
+    process.kill()
+    raise AssertionError(f"no checkpoint: {process.communicate()}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_step_and_says_how_to_go_on(config_file: Path, tmp_path: Path, number: int) -> None:
+    folder = tmp_path / "run"
+    with training(config_file, *LONG) as process:
+        wait_for_checkpoint(folder, process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    step = load_checkpoint(folder).step
+    assert f"stopped at step {step}; checkpoint in {folder}" in errors
+    assert "run.resume=true" in errors
+    assert "Traceback" not in errors
+
+
+def test_kill_at_any_time_leaves_a_whole_checkpoint(config_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ("train.steps=1000000", "train.checkpoint_every=1", "train.evaluate_every=2")
+    with training(config_file, *options) as process:
+        wait_for_checkpoint(folder, process, step=20)
+        process.kill()
+        process.wait()
+    for name in ("last", "best"):
+        checkpoint = load_checkpoint(folder, name)
+        assert all(bool(torch.isfinite(value).all()) for value in checkpoint.tree["weights"].values())
+    step = load_checkpoint(folder).step
+    with training(config_file, *options, "run.resume=true") as process:
+        wait_for_checkpoint(folder, process, step + 1)
+    assert load_checkpoint(folder).step > step
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    program = (
+        "import time\n"
+        "from fastkd.engine.signals import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    print('ready', flush=True)\n"
+        "    while not stop.received: time.sleep(0.01)\n"
+        "    print('first', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "first\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGTERM
