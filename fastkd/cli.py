@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastkd.config import Config
@@ -40,10 +40,9 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         The exit code.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser(program)
-    args = parser.parse_args(given)
+    args = _parser(given, program).parse_args(given)
     try:
-        code: int = args.handler(args)
+        code: int | None = args.handler(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,31 +53,27 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         # the reader of a pipe (head, less) has left; that is no error, and nobody is there to hear of it
         sys.stderr.close()
         return 0
-    return code
+    return code or 0
 
 
-def _parser(program: str | None) -> argparse.ArgumentParser:
+def _parser(given: Sequence[str], program: str | None) -> argparse.ArgumentParser:
+    """The parser; only the command that was given gets its arguments, so that no other's imports are paid for."""
     parser = argparse.ArgumentParser(prog="fastkd", description="Distil molecular graph networks.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(commands, program)
-    _add_eval(commands)
-    _add_data_commands(commands)
-    _add_report(commands)
+    for name, (text, add_arguments) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False, add_help=name != "train"
+        )
+        if name in given[:1]:
+            if program:
+                command.prog = program
+            add_arguments(command)
     return parser
 
 
-def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser], program: str | None) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train, distil, compare",
-        description=_TRAIN_HELP,
-        epilog=None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    if program:
-        parser.prog = program
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.description = _TRAIN_HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("arguments", nargs="*", metavar="config.yaml | a.b=c", help="a YAML file and options, in any order")
     parser.add_argument("-h", "--help", action=_TrainHelp, nargs=0, help="show this and every option with type, default and unit")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
@@ -121,8 +116,7 @@ def _resume_hint(files: list[str], config: Config) -> str:
     return f"go on with: fastkd train{file} run.dir={config.run.dir} run.resume=true (and the options you gave)"
 
 
-def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("eval", help="errors of a model on a data set", allow_abbrev=False)
+def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder with model.safetensors, or a .safetensors file")
     parser.add_argument("data", metavar="DATA", help="HDF5 file (format v1), or 'embedded'")
     parser.add_argument("--split", default="test", help="name of the split (default: %(default)s)")
@@ -143,23 +137,34 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from fastkd.data.commands import add_convert_arguments, add_inspect_arguments, run_convert, run_inspect
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    from fastkd.data.commands import add_convert_arguments, run_convert
 
-    convert = commands.add_parser("convert", help="make an HDF5 data set from extxyz, npz or an ASE database", allow_abbrev=False)
-    add_convert_arguments(convert)
-    convert.set_defaults(handler=lambda args: run_convert(args) or 0)
-    inspect = commands.add_parser("inspect", help="say what a data set or a model file holds", allow_abbrev=False)
-    add_inspect_arguments(inspect)
-    inspect.set_defaults(handler=lambda args: run_inspect(args) or 0)
+    add_convert_arguments(parser)
+    parser.set_defaults(handler=run_convert)
 
 
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    from fastkd.data.commands import add_inspect_arguments, run_inspect
+
+    add_inspect_arguments(parser)
+    parser.set_defaults(handler=run_inspect)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
     from fastkd.analysis.report import add_report_arguments, run_report
 
-    parser = commands.add_parser("report", help="make table and report of a finished run or comparison again", allow_abbrev=False)
     add_report_arguments(parser)
     parser.set_defaults(handler=run_report)
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "train": ("train, distil, compare", _add_train),
+    "eval": ("errors of a model on a data set", _add_eval),
+    "convert": ("make a data set from extxyz, npz or anything that ASE reads", _add_convert),
+    "inspect": ("say what a data set holds", _add_inspect),
+    "report": ("make table and report of a finished run or comparison again", _add_report),
+}
 
 
 if __name__ == "__main__":

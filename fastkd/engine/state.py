@@ -1,7 +1,7 @@
 """Checkpoints: everything needed to go on bit for bit, in safetensors and JSON, written so that a kill at any moment loses nothing.
 
-A checkpoint ``last`` is two files. ``last.json`` holds numbers and text and names the file of the tensors, ``last-<step>.safetensors``.
-The tensors are written first, under a new name; replacing the JSON is the one atomic act that makes the checkpoint valid; only then
+A checkpoint ``last`` is two files. ``last.json`` holds numbers and text and names the file of the tensors,
+``last-<step>-<hash>.safetensors``, whose name depends on its content. The tensors are written first, under a new name; replacing the JSON is the one atomic act that makes the checkpoint valid; only then
 is the tensor file of the checkpoint before removed. Nothing is pickled.
 """
 
@@ -24,6 +24,7 @@ from fastkd.errors import CheckpointError
 SCHEMA_VERSION = 1
 FOLDER = "checkpoints"
 _TENSOR = "$tensor"
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,10 @@ def save_checkpoint(run_dir: Path, name: str, step: int, tree: dict[str, Any]) -
     folder = run_dir / FOLDER
     tensors: dict[str, Tensor] = {}
     packed = _pack(tree, "", tensors)
-    tensor_file = folder / f"{name}-{step:09d}.safetensors"
-    digest = ""
-
-    def write(temporary: Path) -> None:
-        nonlocal digest
-        data = safetensors.torch.save(tensors, {"fastkd": "checkpoint", "schema_version": str(SCHEMA_VERSION)})
-        digest = hashlib.sha256(data).hexdigest()
-        temporary.write_bytes(data)
-
-    write_atomically(tensor_file, write)
+    data = safetensors.torch.save(tensors, {"fastkd": "checkpoint", "schema_version": str(SCHEMA_VERSION)})
+    digest = hashlib.sha256(data).hexdigest()
+    tensor_file = folder / f"{name}-{step:09d}-{digest[:8]}.safetensors"
+    write_atomically(tensor_file, lambda temporary: _write_bytes(temporary, data))
     json_file = folder / f"{name}.json"
     record = {"schema_version": SCHEMA_VERSION, "step": step, "tensors": tensor_file.name, "sha256": digest, "state": packed}
     write_json(json_file, record)
@@ -83,6 +78,21 @@ def load_checkpoint(run_dir: Path, name: str = "last") -> Checkpoint:
         CheckpointError: if there is none, it is damaged, or a newer fastkd wrote it.
     """
     path = run_dir / FOLDER / f"{name}.json"
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _load(path)
+        except _ReplacedError:
+            # the run is alive and has just written its next checkpoint
+            if attempt + 1 == _ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+class _ReplacedError(CheckpointError):
+    """The JSON names a file of tensors that is not there."""
+
+
+def _load(path: Path) -> Checkpoint:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version, step = record["schema_version"], record["step"]
@@ -95,12 +105,18 @@ def load_checkpoint(run_dir: Path, name: str = "last") -> Checkpoint:
         raise CheckpointError(f"{path} has schema version {version}, this fastkd reads up to {SCHEMA_VERSION}; upgrade fastkd")
     try:
         data = tensor_file.read_bytes()
+    except FileNotFoundError:
+        raise _ReplacedError(f"{tensor_file}, which {path.name} names, is missing; start anew in another run.dir") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {tensor_file}, which {path.name} names: {error.strerror}") from None
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
         raise CheckpointError(f"{tensor_file} is damaged: its content does not match the hash in {path.name}")
     tensors = safetensors.torch.load(data)
     return Checkpoint(path, step, _unpack(record["state"], tensors))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def _pack(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:

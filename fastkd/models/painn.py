@@ -49,9 +49,9 @@ class PaiNNOptions:
     radial: int = 20  #: radial basis functions
     cutoff: float = 5.0  #: Å
     forces: ForceMode = "conservative"
-    basis: BasisKind = "bessel"
+    basis: BasisKind = "gaussian"
     envelope: EnvelopeKind = "polynomial"
-    envelope_exponent: int = 6
+    envelope_exponent: int = 5
     smooth_bias: bool = True  #: the envelope multiplies the filter with its bias; otherwise only the basis, and the filter jumps
     activation: Activation = "silu"
     layer_norm: bool = False  #: of scalars before each message
@@ -67,8 +67,6 @@ class PaiNNOptions:
             radial=radial,
             cutoff=cutoff,
             forces="direct",
-            basis="gaussian",
-            envelope_exponent=5,
             smooth_bias=False,
             activation="scaled_silu",
             layer_norm=True,

@@ -214,7 +214,7 @@ def test_wrong_shapes_are_named(case: OpCase) -> None:
     for number, tensor in enumerate(made.inputs):
         wrong = torch.cat([tensor, tensor[:1]]).detach()
         inputs = [wrong if position == number else other for position, other in enumerate(made.inputs)]
-        with pytest.raises(ValueError, match=rf"[\[(]{wrong.shape[0]}[\], ]"):
+        with pytest.raises(ValueError, match=rf"\b{wrong.shape[0]}\b"):
             case.function(*inputs, *made.extra)
 
 

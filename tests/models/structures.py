@@ -15,7 +15,9 @@ BOX = 60.0  #: Å, so wide that images do not meet
 #: name → options of a small model, all with CUTOFF
 OPTIONS: dict[str, PaiNNOptions | SchNetOptions] = {
     "painn": PaiNNOptions(width=8, layers=2, radial=6, cutoff=CUTOFF),
-    "painn_gaussian": PaiNNOptions(width=8, layers=2, radial=6, cutoff=CUTOFF, basis="gaussian", layer_norm=True, residual_scaling=True),
+    "painn_bessel": PaiNNOptions(
+        width=8, layers=2, radial=6, cutoff=CUTOFF, basis="bessel", envelope_exponent=6, layer_norm=True, residual_scaling=True
+    ),
     "painn_exp_normal": PaiNNOptions(width=5, layers=2, radial=6, cutoff=CUTOFF, basis="exp_normal", fitted_scales=True),
     "painn_direct": PaiNNOptions(width=8, layers=2, radial=6, cutoff=CUTOFF, forces="direct"),
     "painn_ocp": PaiNNOptions.ocp(width=8, layers=2, radial=6, cutoff=CUTOFF),
@@ -24,7 +26,7 @@ OPTIONS: dict[str, PaiNNOptions | SchNetOptions] = {
 }
 CONSERVATIVE = [name for name, options in OPTIONS.items() if "direct" not in name and name != "painn_ocp"]
 #: zero at the cutoff to second order; the others' filters are SchNet's cosine, or jump by design
-SMOOTH = ["painn", "painn_gaussian", "painn_exp_normal", "schnet_smooth"]
+SMOOTH = ["painn", "painn_bessel", "painn_exp_normal", "schnet_smooth"]
 
 
 def make_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Potential:
