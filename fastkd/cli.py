@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped before there was anything to keep", file=sys.stderr)
+        print("\nstopped; what was finished is kept, and run.resume=true goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader of a pipe (head, less) has left; that is no error, and nobody is there to hear of it
@@ -106,14 +107,10 @@ def _train(args: argparse.Namespace) -> int:
     try:
         run(config)
     except Interrupted as stopped:
-        print(f"stopped at step {stopped.step}; checkpoint in {stopped.run_dir}\n{_resume_hint(files, config)}", file=sys.stderr)
+        again = shlex.join(["fastkd", "train", *(a for a in args.arguments if not a.startswith("run.resume=")), "run.resume=true"])
+        print(f"stopped at step {stopped.step}; checkpoint in {stopped.run_dir}\ngo on with: {again}", file=sys.stderr)
         return stopped.exit_code
     return 0
-
-
-def _resume_hint(files: list[str], config: Config) -> str:
-    file = f" {files[0]}" if files else ""
-    return f"go on with: fastkd train{file} run.dir={config.run.dir} run.resume=true (and the options you gave)"
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:

@@ -42,7 +42,7 @@ class DataCard:
     def text(self, width: int = 118) -> str:
         """The card as lines of text."""
         stream = io.StringIO()
-        console = Console(file=stream, width=width, highlight=False, color_system=None)
+        console = Console(file=stream, width=width, highlight=False, color_system=None, markup=False)  # units stand in [brackets]
         facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=self.title, title_justify="left", title_style="bold")
         for name, value in self.facts.items():
             facts.add_row(name, value)

@@ -49,6 +49,7 @@ class Units:
 
     energy: str = "eV"
     length: str = "Å"
+    forces: str = ""  #: such as hartree/bohr; empty: energy unit per length unit
 
     def factors(self, where: str) -> dict[str, float]:
         """What to multiply each property with to have eV and Å.
@@ -57,4 +58,13 @@ class Units:
             DataError: if a unit is not known.
         """
         energy, length = energy_unit(self.energy, where), length_unit(self.length, where)
-        return {"positions": length, "cell": length, "energy": energy, "forces": energy / length, "stress": energy / length**3}
+        forces = energy / length
+        if self.forces:
+            # the last slash is the one of "per length": kcal/mol/Å
+            per_energy, slash, per_length = self.forces.rpartition("/")
+            if not slash:
+                raise DataError(
+                    f"{where}: unknown force unit {self.forces!r}. It must be an energy per length, such as eV/Å or hartree/bohr."
+                )
+            forces = energy_unit(per_energy, where) / length_unit(per_length, where)
+        return {"positions": length, "cell": length, "energy": energy, "forces": forces, "stress": energy / length**3}

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -69,8 +69,6 @@ class DataWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = h5py.File(self._partial, "w")
-            self._file["atom_ptr"] = h5py.Empty("i8")
-            del self._file["atom_ptr"]
             self._create("atom_ptr", (), "int64", "1", np.zeros(1, dtype=np.int64))
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -101,6 +99,23 @@ class DataWriter:
         """Add many structures, one at a time."""
         for structure in structures:
             self.append(structure)
+
+    def set_splits(self, names: Sequence[str]) -> None:
+        """Name the split of every structure so far, in place of the names they came with; "" for none.
+
+        Raises:
+            ValueError: if there is not one name for each structure.
+            DataError: if the file cannot be written.
+        """
+        self._flush()
+        if len(names) != self.num_structures:
+            raise ValueError(f"{len(names)} split names for {self.num_structures} structures")
+        try:
+            if "split" in self._file:
+                del self._file["split"]
+            self._create("split", (), "text", FIELDS["split"].unit, np.array(names, dtype=object))
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def close(self) -> None:
         """Write the content hash, flush to disk and put the file in place."""

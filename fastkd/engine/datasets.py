@@ -90,6 +90,7 @@ class RunData:
     def training_batches(self, *cutoffs: float) -> TrainingBatches:
         """The stream of training batches, with a neighbour graph for each cutoff."""
         data, dataset = self.config.data, self.dataset(*cutoffs)
+        dataset.preload(self.selection.train.tolist())
 
         def size(index: int) -> tuple[int, int]:
             (piece,) = dataset.pieces([index])

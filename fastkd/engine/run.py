@@ -28,6 +28,8 @@ from fastkd.errors import CheckpointError
 from fastkd.models import Potential, save_model
 
 TEACHER = "teacher"
+#: Columns that the table needs; narrower terminals and log files get plain lines, which do not lose digits.
+_TABLE_WIDTH = 130
 
 
 def run(config: Config, console: Console | None = None) -> None:
@@ -49,7 +51,10 @@ def run(config: Config, console: Console | None = None) -> None:
         report = build_report(config.run.dir, resamples=config.compare.bootstrap, html=config.run.report)
     except OSError as error:
         raise CheckpointError(cannot_write(config.run.dir, error)) from error
-    console.print(report.table())
+    if console.is_terminal and console.width >= _TABLE_WIDTH:
+        console.print(report.table())
+    else:
+        console.print(report.text(), markup=False)
     console.print(f"everything is in {config.run.dir} ({time.perf_counter() - started:.0f} s)", markup=False)
     if config.run.report:
         console.print(f"report: {config.run.dir / 'report.html'}", markup=False)

@@ -15,13 +15,13 @@ from fastkd.data.batch import Batch
 from fastkd.data.reader import DataFile
 from fastkd.data.select import open_data_file
 from fastkd.distill import Terms, build_terms
-from fastkd.engine.datasets import RunData, TrainingBatches
+from fastkd.engine.datasets import RunData
 from fastkd.engine.ema import Average
 from fastkd.engine.loop import Job
 from fastkd.engine.schedule import Schedule
 from fastkd.engine.state import load_checkpoint
-from fastkd.engine.step import Trainee, batch_loss, make_optimizer, trainable
-from fastkd.engine.threads import choose_threads
+from fastkd.engine.step import Trainee, label_loss, make_optimizer, trainable
+from fastkd.engine.threads import choose_threads, thread_count
 from fastkd.errors import ConfigError
 from fastkd.models import Potential, build_model
 from fastkd.teachers import CachedTeacher, LiveTeacher, Offer, Teacher, TeacherOutput, load_teacher
@@ -126,13 +126,27 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
     if teacher is not None:
         data.require_elements(teacher.potential.known_element, f"the teacher {config.teacher.path}")
     student = new_student(config, data, device, teacher.potential if teacher is not None else None)
-    terms = None
+    checkpoint = load_checkpoint(config.run.dir) if resume else None
+    bench.threads = _threads(config, bench, student, data, stored=int(checkpoint.tree["threads"]) if checkpoint else 0)
+    with thread_count(bench.threads):
+        trainee = _trainee(config, bench, student, teacher, data)
+        # a cached teacher needs no neighbour graph of its own
+        cutoffs = {config.model.cutoff} | ({teacher.cutoff} if teacher is not None and isinstance(trainee.teacher, LiveTeacher) else set())
+        job = Job(label, config, trainee, Schedule(config.train), data.training_batches(*cutoffs), data.val_batches(), bench.threads)
+    if checkpoint is not None:
+        job.restore(checkpoint)
+        bench.say(f"{label}: going on from step {checkpoint.step} of {config.train.steps}")
+    return job, data
+
+
+def _trainee(config: Config, bench: Workbench, student: Potential, teacher: Teacher | None, data: RunData) -> Trainee:
+    terms = source = None
     if teacher is not None and config.distill.terms:
         terms = build_terms(config.distill, Offer.of(student, "student"), teacher.offer, seed=config.run.seed)
-        terms = terms.to(device=device, dtype=DTYPES[config.run.dtype])
-    source = bench.source(config, teacher, terms, data) if teacher is not None and terms is not None else None
+        terms = terms.to(device=data.device, dtype=data.dtype)
+        source = bench.source(config, teacher, terms, data)
     parameters = trainable(student, terms)
-    trainee = Trainee(
+    return Trainee(
         student=student,
         terms=terms,
         teacher=source,
@@ -141,32 +155,23 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
         loss=config.loss,
         clip=config.train.clip,
     )
-    # a cached teacher needs no neighbour graph of its own
-    cutoffs = {config.model.cutoff} | ({teacher.cutoff} if teacher is not None and isinstance(source, LiveTeacher) else set())
-    batches = data.training_batches(*cutoffs)
-    job = Job(label, config, trainee, Schedule(config.train), batches, data.val_batches())
-    checkpoint = load_checkpoint(config.run.dir) if resume else None
-    if checkpoint is not None:
-        job.restore(checkpoint)
-        bench.say(f"{label}: going on from step {checkpoint.step} of {config.train.steps}")
-    job.threads = _threads(job, bench, batches, stored=int(checkpoint.tree["threads"]) if checkpoint else 0)
-    return job, data
 
 
-def _threads(job: Job, bench: Workbench, batches: TrainingBatches, stored: int) -> int:
+def _threads(config: Config, bench: Workbench, student: Potential, data: RunData, stored: int) -> int:
     """Threads as configured, else as in the checkpoint (the bits depend on it), else as measured; 0 on an accelerator: leave them."""
-    if job.config.run.threads:
-        return job.config.run.threads
-    if stored or choose_device(job.config.run.device).type != "cpu":
+    if config.run.threads:
+        return config.run.threads
+    if stored or data.device.type != "cpu":
         return stored
-    if not bench.threads:
-        batch = batches.peek()
+    if bench.threads:
+        return bench.threads
+    batch = data.training_batches(config.model.cutoff).peek()
 
-        def work() -> None:
-            batch_loss(job.trainee, batch)[1].backward()
+    def work() -> None:
+        label_loss(student(batch), batch, config.loss).total.backward()  # type: ignore[no-untyped-call]
 
-        bench.threads, message = choose_threads(work)
-        for parameter in job.trainee.parameters:
-            parameter.grad = None
-        bench.say(message)
-    return bench.threads
+    threads, message = choose_threads(work)
+    for parameter in student.parameters():
+        parameter.grad = None
+    bench.say(message)
+    return threads

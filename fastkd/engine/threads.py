@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 
 _ROUNDS = 5
+#: Beyond this ratio one round decides: spinning threads on a busy machine can be a hundred times slower.
+_CLEAR = 2.0
 
 
 @contextmanager
@@ -37,14 +39,16 @@ def choose_threads(work: Callable[[], object]) -> tuple[int, str]:
     if most == 1:
         return 1, "threads: 1 (all there are)"
     times: dict[int, list[float]] = {1: [], most: []}
-    for round_number in range(_ROUNDS + 1):
+    with thread_count(1):
+        work()  # compiles and warms up
+    for _ in range(_ROUNDS):
         for threads, measured in times.items():
             with thread_count(threads):
                 started = time.perf_counter()
                 work()
-                # the first round compiles and warms up
-                if round_number:
-                    measured.append(time.perf_counter() - started)
+                measured.append(time.perf_counter() - started)
+        if not 1 / _CLEAR < times[1][-1] / times[most][-1] < _CLEAR and len(times[1]) > 1:
+            break
     one, all_of_them = (statistics.median(measured) * 1e3 for measured in times.values())
     best = 1 if one <= all_of_them else most
     return best, f"threads: {best} (a step takes {one:.1f} ms with 1 and {all_of_them:.1f} ms with {most}; set run.threads to choose)"

@@ -40,7 +40,7 @@ LARGE_SHAPES: tuple[Shape, ...] = (Shape(500, 12_000, 128), Shape(64, 3_000, 300
 SMALL_SHAPES: tuple[Shape, ...] = (Shape(5, 0, 3), Shape(1, 3, 1), Shape(3, 40, 5), Shape(6, 31, 33))
 
 
-class CannotCheck(Exception):
+class CannotCheckError(Exception):
     """What was asked for cannot run here; the message says how to mend it."""
 
 
@@ -66,7 +66,7 @@ def resolve_device(name: str) -> torch.device:
     """``auto`` is the GPU if there is one.
 
     Raises:
-        CannotCheck: if the device is unknown or not there.
+        CannotCheckError: if the device is unknown or not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,7 +74,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CannotCheck(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from None
+        raise CannotCheckError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from None
     return device
 
 
@@ -101,7 +101,9 @@ def check_case(case: OpCase, backend: str, dtype: torch.dtype, device: torch.dev
     return Row(case.name, backend, dtype_name(dtype), worst.by_order, limits, str(worst.shape))
 
 
-def run(cases: Iterable[OpCase], backends: Sequence[Backend], dtypes: Sequence[torch.dtype], device: torch.device, seed: int) -> Iterator[Row]:
+def run(
+    cases: Iterable[OpCase], backends: Sequence[Backend], dtypes: Sequence[torch.dtype], device: torch.device, seed: int
+) -> Iterator[Row]:
     """Rows as they are found, in the order op, backend, dtype."""
     for case in cases:
         for backend in backends:
@@ -131,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = resolve_device(options.device)
         backends = _wanted_backends(options.backend, device)
         cases = _wanted_cases(options.only)
-    except CannotCheck as error:
+    except CannotCheckError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     start, about = time.perf_counter(), versions(device)
@@ -146,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cells = (f"{error:.1e} ≤ {limit:.0e}" for error, limit in zip(row.errors, row.limits, strict=True))
         print(_line(width, row.case, row.backend, row.dtype, *cells, "ok" if row.ok else "FAIL", row.shape, row.problem), flush=True)
     failed = [row for row in rows if not row.ok]
-    print(f"{len(rows)} checks, {len(failed)} failed, {time.perf_counter() - start:.0f} s. Errors are ‖got − exact‖ / ‖exact‖, worst tensor.")
+    print(
+        f"{len(rows)} checks, {len(failed)} failed, {time.perf_counter() - start:.0f} s. Errors are ‖got − exact‖ / ‖exact‖, worst tensor."
+    )
     if options.json:
         _write_json(options.json, about, options.seed, rows)
     return 1 if failed or not rows else 0
@@ -168,7 +172,7 @@ def _wanted_backends(names: Sequence[str] | None, device: torch.device) -> tuple
     for name in names or ():
         if name not in available:
             hint = "; set TRITON_INTERPRET=1 to run it in Triton's interpreter" if name == "triton" and device.type == "cpu" else ""
-            raise CannotCheck(f"backend {name!r} is not available on {device}, only {', '.join(available)}{hint}")
+            raise CannotCheckError(f"backend {name!r} is not available on {device}, only {', '.join(available)}{hint}")
     return tuple(backend for backend in available if names is None or backend in names)
 
 
@@ -176,7 +180,7 @@ def _wanted_cases(fragments: Sequence[str] | None) -> list[OpCase]:
     cases = list(all_cases())
     chosen = [case for case in cases if fragments is None or any(fragment in case.name for fragment in fragments)]
     if not chosen:
-        raise CannotCheck(f"no op has {' or '.join(fragments or ())} in its name; there are {', '.join(case.name for case in cases)}")
+        raise CannotCheckError(f"no op has {' or '.join(fragments or ())} in its name; there are {', '.join(case.name for case in cases)}")
     return chosen
 
 

@@ -75,9 +75,7 @@ class CSRGraph:
         return CSRGraph(*(getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)))
 
 
-def transpose(
-    edge_src: Tensor, edge_dst: Tensor, edge_ptr: Tensor, edge_order: Tensor, src_ptr: Tensor, src_order: Tensor
-) -> GraphTensors:
+def transpose(edge_src: Tensor, edge_dst: Tensor, edge_ptr: Tensor, edge_order: Tensor, src_ptr: Tensor, src_order: Tensor) -> GraphTensors:
     """The same graph with every edge reversed: no data moves, only roles change."""
     return edge_dst, edge_src, src_ptr, src_order, edge_ptr, edge_order
 

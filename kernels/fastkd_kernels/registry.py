@@ -72,7 +72,7 @@ class AotKernel:
     Args:
         name: of the kernel, and of the specialisation if there are several.
         load: returns the ``@triton.jit`` function; called only when triton is there.
-        signature: Triton type of each run-time argument by name, e.g. ``{"x_ptr": "*fp32", "F": "i32"}``.
+        signature: Triton type of each run-time argument by name, e.g. ``{"x_ptr": "*fp32", "F": "i32"}``; ``i32:16`` is a multiple of 16.
         constants: value of each ``tl.constexpr`` argument.
         num_warps: as launched.
         spill_reason: why register spills are acceptable for this specialisation, if they are.

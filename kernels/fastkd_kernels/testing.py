@@ -111,8 +111,7 @@ def errors(
     got = three_orders(lambda *x: case.function(*x, *made.extra, backend=backend), made.inputs, dtype, seed)
     want = three_orders(lambda *x: case.reference(*x, *exact.extra), exact.inputs, dtype, seed)
     first, second, third = (
-        max((_error(a, b, dtype) for a, b in zip(ours, theirs, strict=True)), default=0.0)
-        for ours, theirs in zip(got, want, strict=True)
+        max((_error(a, b, dtype) for a, b in zip(ours, theirs, strict=True)), default=0.0) for ours, theirs in zip(got, want, strict=True)
     )
     return Errors(case.name, shape, dtype, backend or "default", (first, second, third))
 

@@ -52,7 +52,8 @@ def test_a_signal_keeps_the_step_and_says_how_to_go_on(config_file: Path, tmp_pa
     assert process.returncode == 128 + number
     step = load_checkpoint(folder).step
     assert f"stopped at step {step}; checkpoint in {folder}" in errors
-    assert "run.resume=true" in errors
+    assert f"go on with: fastkd train {config_file} " in errors
+    assert errors.strip().endswith("run.resume=true")
     assert "Traceback" not in errors
 
 

@@ -22,9 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CASES = list(all_cases())
 NAMES = [case.name for case in CASES]
-DTYPES = {"numba": (torch.float64, torch.float32), "triton": (torch.float64, torch.float32), "reference": (torch.float64, torch.bfloat16)}
+# Triton in float64 is under gradcheck: the interpreter is too slow to do everything twice
+DTYPES = {"numba": (torch.float64, torch.float32), "triton": (torch.float32,), "reference": (torch.float64, torch.bfloat16)}
 TINY = Shape(4, 6, 2)
-INTERPRETED = (Shape(3, 0, 3), Shape(1, 3, 1), Shape(5, 19, 5), Shape(6, 21, 129))
+INTERPRETED = (Shape(3, 0, 3), Shape(1, 3, 1), Shape(5, 37, 5), Shape(4, 9, 129))
 
 each_case = pytest.mark.parametrize("case", CASES, ids=NAMES)
 each_backend = pytest.mark.parametrize(

@@ -34,7 +34,9 @@ class _Wrong(torch.autograd.Function):
         return (2.001 * x * grad if ctx.order == 1 else 2 * x.detach() * grad), None
 
 
-@pytest.mark.parametrize(("order", "function"), [(0, lambda x: 1.001 * x * x), (1, lambda x: _Wrong.apply(x, 1)), (2, lambda x: _Wrong.apply(x, 2))])
+@pytest.mark.parametrize(
+    ("order", "function"), [(0, lambda x: 1.001 * x * x), (1, lambda x: _Wrong.apply(x, 1)), (2, lambda x: _Wrong.apply(x, 2))]
+)
 def test_an_error_at_any_order_is_found_and_no_other(order: int, function: Any) -> None:
     right = replace(CFCONV, reference=lambda x, w, graph: w.sum() + x * x, function=lambda x, w, graph, backend: w.sum() + x * x)
     assert errors(right, SHAPE, torch.float64, None).ok

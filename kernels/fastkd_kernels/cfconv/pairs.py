@@ -46,7 +46,9 @@ class PairIndex:
             ValueError: if the shape is wrong, a pair has not two edges, or its edges do not run in opposite directions.
         """
         if pair.shape != (graph.num_edges,) or pair.dtype != torch.int64:
-            raise ValueError(f"pair must be [{graph.num_edges}] int64, one number per edge of the graph, got {list(pair.shape)} {pair.dtype}")
+            raise ValueError(
+                f"pair must be [{graph.num_edges}] int64, one number per edge of the graph, got {list(pair.shape)} {pair.dtype}"
+            )
         if graph.num_edges % 2:
             raise ValueError(f"{graph.num_edges} edges cannot be paired: the number of edges must be even")
         numbers, order = torch.sort(pair, stable=True)

@@ -10,9 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def cfconv_kernel(
-    x_ptr, weight_ptr, src_ptr, ptr_ptr, order_ptr, out_ptr, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr
-):
+def cfconv_kernel(x_ptr, weight_ptr, src_ptr, ptr_ptr, order_ptr, out_ptr, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr):
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     node = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -32,9 +30,7 @@ def cfconv_kernel(
 
 
 @triton.jit
-def edge_product_kernel(
-    a_ptr, b_ptr, src_ptr, dst_ptr, out_ptr, E, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr
-):
+def edge_product_kernel(a_ptr, b_ptr, src_ptr, dst_ptr, out_ptr, E, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr):
     ACC: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
     edge = tl.program_id(0).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -80,9 +76,7 @@ def paired_cfconv_kernel(
 
 
 @triton.jit
-def pair_product_kernel(
-    a_ptr, b_ptr, src_ptr, dst_ptr, pair_edges_ptr, out_ptr, P, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr
-):
+def pair_product_kernel(a_ptr, b_ptr, src_ptr, dst_ptr, pair_edges_ptr, out_ptr, P, F, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr):
     ACC: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
     pair = tl.program_id(0).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)

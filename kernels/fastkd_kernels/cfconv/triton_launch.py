@@ -80,9 +80,7 @@ def pair_product(
     if out.numel():
         blocks = tile_of(width)
         grid = (triton.cdiv(pairs, blocks["BLOCK_E"]), triton.cdiv(width, blocks["BLOCK_F"]))
-        triton_kernels.pair_product_kernel[grid](
-            a, b, edge_src, edge_dst, pair_edges, out, pairs, width, **blocks, num_warps=NUM_WARPS
-        )
+        triton_kernels.pair_product_kernel[grid](a, b, edge_src, edge_dst, pair_edges, out, pairs, width, **blocks, num_warps=NUM_WARPS)
     return out
 
 

@@ -30,9 +30,7 @@ def _reference(phi: Tensor, vector: Tensor | None, weight: Tensor, direction: Te
     return reference.painn_message(phi, vector, weight, direction, graph.edge_src, graph.edge_dst)
 
 
-def _first_layer(
-    phi: Tensor, weight: Tensor, direction: Tensor, graph: CSRGraph, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+def _first_layer(phi: Tensor, weight: Tensor, direction: Tensor, graph: CSRGraph, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     return painn_message(phi, None, weight, direction, graph, backend=backend)
 
 

@@ -16,7 +16,7 @@ from ..cpu import FASTMATH, Kernel
 
 @njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 def _contract(factors, rows, out):
-    """factors [3], rows [3, F] → out [F]: Σ_k factors_k rows_k."""
+    """Σ_k factors_k rows_k: factors [3], rows [3, F] → out [F]."""
     x, y, z = rows[0], rows[1], rows[2]
     for f in range(out.size):
         out[f] = factors[0] * x[f] + factors[1] * y[f] + factors[2] * z[f]
@@ -24,7 +24,7 @@ def _contract(factors, rows, out):
 
 @njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 def _contract_rows(a, b, out):
-    """a, b [3, F] → out [F]: Σ_k a_k ∘ b_k."""
+    """Σ_k a_k ∘ b_k: a, b [3, F] → out [F]."""
     ax, ay, az, bx, by, bz = a[0], a[1], a[2], b[0], b[1], b[2]
     for f in range(out.size):
         out[f] = ax[f] * bx[f] + ay[f] * by[f] + az[f] * bz[f]
@@ -32,7 +32,7 @@ def _contract_rows(a, b, out):
 
 @njit(cache=True, fastmath=FASTMATH, error_model="numpy")
 def _dots(row, rows, out):
-    """row [F], rows [3, F] → out [3]: ⟨row, rows_k⟩."""
+    """⟨row, rows_k⟩ for each k: row [F], rows [3, F] → out [3]."""
     x, y, z = rows[0], rows[1], rows[2]
     sum_x = sum_y = sum_z = row.dtype.type(0)
     for f in range(row.size):
@@ -69,8 +69,20 @@ def _message(phi, vector, weight, direction, src, ptr, order, out_scalar, out_ve
                         into[f] += r * along[f]
 
 
-def _backward(
-    grad_scalar, grad_vector, phi, vector, weight, direction, dst, ptr, order, by_phi, by_vector, by_weight, by_direction
+def _backward(  # noqa: PLR0912 - one visit to an edge yields four gradients, each only where it is wanted
+    grad_scalar,
+    grad_vector,
+    phi,
+    vector,
+    weight,
+    direction,
+    dst,
+    ptr,
+    order,
+    by_phi,
+    by_vector,
+    by_weight,
+    by_direction,
 ):
     width = grad_scalar.shape[1]
     for node in prange(ptr.size - 1):
@@ -114,9 +126,7 @@ def _backward(
                     row[f] *= p_carried[f]
 
 
-def _tangent(
-    t_phi, t_vector, t_weight, t_direction, phi, vector, weight, direction, src, ptr, order, by_grad_scalar, by_grad_vector
-):
+def _tangent(t_phi, t_vector, t_weight, t_direction, phi, vector, weight, direction, src, ptr, order, by_grad_scalar, by_grad_vector):
     width = by_grad_scalar.shape[1]
     for node in prange(ptr.size - 1):
         scalar = by_grad_scalar[node]
@@ -150,7 +160,7 @@ def _tangent(
                         into[f] += d_carried[f] * v[f] + carried[f] * dv[f]
 
 
-def _double_backward(
+def _double_backward(  # noqa: PLR0912 - as in `_backward`
     t_phi,
     t_vector,
     t_weight,

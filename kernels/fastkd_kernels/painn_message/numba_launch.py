@@ -80,7 +80,9 @@ def message_double_backward(
     by_destination, work = outputs[:2], 6 * weight.numel()
     if any(needs[:2]):
         # both sums share all that is read; whichever was not asked for is written to memory of its own
-        sums = [out if need else torch.empty_like(g) for out, need, g in zip(by_destination, needs[:2], (grad_scalar, grad_vector), strict=True)]
+        sums = [
+            out if need else torch.empty_like(g) for out, need, g in zip(by_destination, needs[:2], (grad_scalar, grad_vector), strict=True)
+        ]
         numba_kernels.tangent(*tangents, *inputs, *arrays(edge_src, edge_ptr, edge_order, *sums), work=work)
     if any(needs[2:]):
         grads = arrays(grad_scalar, grad_vector)

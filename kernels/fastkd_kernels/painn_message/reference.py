@@ -13,7 +13,7 @@ from torch import Tensor
 def painn_message(
     phi: Tensor, vector: Tensor | None, weight: Tensor, direction: Tensor, edge_src: Tensor, edge_dst: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """phi [N, 3F], vector [N, 3, F] or None, weight [E, 3F], direction [E, 3] → scalar [N, F], vector [N, 3, F]."""
+    """Scalar [N, F] and vector [N, 3, F] from phi [N, 3F], vector [N, 3, F] or None, weight [E, 3F] and direction [E, 3]."""
     dtype, phi, weight, direction = phi.dtype, _wide(phi), _wide(weight), _wide(direction)
     message, along, carried = (weight * phi[edge_src]).chunk(3, dim=1)
     step = direction[:, :, None] * along[:, None]
@@ -58,7 +58,11 @@ def painn_message_double_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of ⟨tangents, `painn_message_backward`⟩ by grad_scalar, grad_vector, phi, vector, weight and direction."""
     dtype, nodes = phi.dtype, phi.shape[0]
-    d_phi, d_weight, d_direction = _or_zero(tangent_phi, phi)[edge_src], _or_zero(tangent_weight, weight), _or_zero(tangent_direction, direction)
+    d_phi, d_weight, d_direction = (
+        _or_zero(tangent_phi, phi)[edge_src],
+        _or_zero(tangent_weight, weight),
+        _or_zero(tangent_direction, direction),
+    )
     phi_src, weight, direction = _wide(phi)[edge_src], _wide(weight), _wide(direction)
     grad_dst = _wide(grad_vector)[edge_dst]
     carrier = None if vector is None else _wide(vector)[edge_src]
