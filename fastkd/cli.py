@@ -123,6 +123,9 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "float64"), default="float32", help="of weights and positions (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=32, help="structures per batch (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0 measures which of 1 and all is faster (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="folder for predictions.npz and summary.json")
     parser.set_defaults(handler=_eval)
 

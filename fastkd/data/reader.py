@@ -25,7 +25,7 @@ from fastkd.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 
-_NUMPY_KINDS = {"integer": "iu", "float": "f", "bool": "b", "text": "O"}
+_NUMPY_KINDS = {"integer": "iu", "float": "f", "bool": "b", "text": "OS"}
 
 
 class DataFile:
@@ -46,7 +46,9 @@ class DataFile:
             raise DataError(f"{path}: no such file. Give the path of an HDF5 data file, or 'embedded' for the data that ships with fastkd.")
         file = self._open()
         self._check_header(file)
-        self.atom_ptr: Ints = file["atom_ptr"][:].astype(np.int64)
+        #: properties that the file has
+        self.fields: tuple[str, ...] = tuple(name for name in FIELDS if name in file)
+        self.atom_ptr: Ints = self._pointers(file["atom_ptr"])
         self._check_arrays(file)
 
     @property
@@ -58,8 +60,9 @@ class DataFile:
         return self._file
 
     def _open(self) -> h5py.File:
+        # a handle inherited through a fork goes first: while it is open, HDF5 would hand out the parent's file descriptor again
+        self._file = None
         try:
-            # an inherited handle of another process is dropped, not closed: closing would touch the parent's file
             self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
         except OSError as error:
             size = self.path.stat().st_size
@@ -105,12 +108,24 @@ class DataFile:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return dict(json.loads(self.attribute("provenance", "{}") or "{}"))
+        try:
+            return dict(json.loads(self.attribute("provenance") or "{}"))
+        except ValueError as error:
+            raise DataError(f"{self.path}: the attribute 'provenance' is no JSON object ({error}). Convert its source again.") from error
 
-    @property
-    def fields(self) -> list[str]:
-        """Properties that the file has."""
-        return [name for name in FIELDS if name in self.file]
+    def rows(self, name: str, part: slice = slice(None)) -> npt.NDArray[Any]:
+        """Rows of one array of the file: atoms or structures, whichever it counts.
+
+        Raises:
+            DataError: if they cannot be read, because the file is damaged or went away.
+        """
+        try:
+            rows: npt.NDArray[Any] = self.file[name][part]
+        except (OSError, KeyError) as error:
+            raise DataError(
+                f"{self.path}: {name} cannot be read ({error}). The file is damaged; copy it again, or convert its source."
+            ) from error
+        return rows
 
     def __len__(self) -> int:
         return len(self.atom_ptr) - 1
@@ -126,9 +141,9 @@ class DataFile:
         return self._texts("system")
 
     def _texts(self, name: str) -> npt.NDArray[np.str_]:
-        if name not in self.file:
+        if name not in self.fields:
             return np.full(len(self), "", dtype=str)
-        return np.array([item.decode("utf-8") for item in self.file[name][:]], dtype=str).reshape(len(self))
+        return np.array([_text(item) for item in self.rows(name)], dtype=str).reshape(len(self))
 
     # structures
 
@@ -153,7 +168,8 @@ class DataFile:
 
     def _read_run(self, first: int, last: int, found: dict[int, Structure]) -> None:
         start, stop = int(self.atom_ptr[first]), int(self.atom_ptr[last])
-        arrays = {name: self.file[name][slice(start, stop) if FIELDS[name].per == "atom" else slice(first, last)] for name in self.fields}
+        parts = {"atom": slice(start, stop), "structure": slice(first, last)}
+        arrays = {name: self.rows(name, parts[FIELDS[name].per]) for name in self.fields}
         for index in range(first, last):
             atoms = slice(int(self.atom_ptr[index]) - start, int(self.atom_ptr[index + 1]) - start)
             row = {name: array[atoms] if FIELDS[name].per == "atom" else array[index - first] for name, array in arrays.items()}
@@ -162,15 +178,12 @@ class DataFile:
     def missing_labels(self) -> Ints:
         """Numbers of the structures whose energy or forces are missing or NaN."""
         missing = np.zeros(len(self), dtype=bool)
-        if "energy" in self.file:
-            missing |= ~np.isfinite(self.file["energy"][:])
-        else:
-            missing[:] = True
-        if "forces" not in self.file:
+        if not {"energy", "forces"} <= set(self.fields):
             missing[:] = True
         else:
-            for first in range(0, self.file["forces"].shape[0], BLOCK_ROWS):
-                rows = self.file["forces"][first : first + BLOCK_ROWS]
+            missing |= ~np.isfinite(self.rows("energy"))
+            for first in range(0, int(self.atom_ptr[-1]), BLOCK_ROWS):
+                rows = self.rows("forces", slice(first, first + BLOCK_ROWS))
                 bad = first + np.flatnonzero(~np.isfinite(rows).all(axis=1))
                 missing[np.searchsorted(self.atom_ptr, bad, side="right") - 1] = True
         return np.flatnonzero(missing).astype(np.int64)
@@ -183,7 +196,12 @@ class DataFile:
         Raises:
             DataError: if they differ.
         """
-        found = content_hash(self.file)
+        try:
+            found = content_hash(self.file)
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be read to its end ({error}). It is damaged; copy it again, or convert its source."
+            ) from error
         if found != self.content_hash:
             raise DataError(
                 f"{self.path}: the content hash is {found[:12]}…, the file says {self.content_hash[:12] or 'nothing'}…: it was changed after "
@@ -197,10 +215,10 @@ class DataFile:
             DataError: naming the first structure that is wrong.
         """
         for first in range(0, int(self.atom_ptr[-1]), BLOCK_ROWS):
-            rows = slice(first, first + BLOCK_ROWS)
-            bad = ~np.isfinite(self.file["positions"][rows]).all(axis=1)
+            part = slice(first, first + BLOCK_ROWS)
+            bad = ~np.isfinite(self.rows("positions", part)).all(axis=1)
             self._refuse_atoms(bad, first, "positions are not finite")
-            numbers = self.file["atomic_numbers"][rows]
+            numbers = self.rows("atomic_numbers", part)
             self._refuse_atoms((numbers < 1) | (numbers > 118), first, "atomic numbers are not between 1 and 118")
 
     def _refuse_atoms(self, bad: npt.NDArray[np.bool_], first: int, what: str) -> None:
@@ -225,20 +243,26 @@ class DataFile:
         if missing:
             raise DataError(f"{self.path} lacks {', '.join(missing)}. Convert its source again.")
 
-    def _check_arrays(self, file: h5py.File) -> None:
-        ptr = self.atom_ptr
-        if ptr.ndim != 1 or len(ptr) < 1 or ptr[0] != 0 or (np.diff(ptr) <= 0).any():
+    def _pointers(self, dataset: Any) -> Ints:
+        if not isinstance(dataset, h5py.Dataset) or len(dataset.shape or ()) != 1 or dataset.dtype.kind not in "iu":
+            raise DataError(f"{self.path}: atom_ptr must be a one-dimensional array of integers. Convert its source again.")
+        ptr: Ints = self.rows("atom_ptr").astype(np.int64)
+        if len(ptr) < 1 or ptr[0] != 0 or (np.diff(ptr) <= 0).any():
             raise DataError(f"{self.path}: atom_ptr must begin with 0 and grow with every structure. Convert its source again.")
-        for name, field in FIELDS.items():
-            if name in file:
-                self._check_array(name, field, file[name], int(ptr[-1]) if field.per == "atom" else len(ptr) - 1)
+        return ptr
+
+    def _check_arrays(self, file: h5py.File) -> None:
+        for name in self.fields:
+            field = FIELDS[name]
+            self._check_array(name, field, file[name], int(self.atom_ptr[-1]) if field.per == "atom" else len(self))
 
     def _check_array(self, name: str, field: Field, dataset: Any, rows: int) -> None:
         expected = (rows, *field.shape)
         if not isinstance(dataset, h5py.Dataset) or dataset.shape != expected:
             shape = getattr(dataset, "shape", "a group")
             raise DataError(f"{self.path}: {name} has shape {shape}, atom_ptr needs {expected}. Convert its source again.")
-        if dataset.dtype.kind not in _NUMPY_KINDS[field.kind]:
+        is_text = h5py.check_string_dtype(dataset.dtype) is not None
+        if dataset.dtype.kind not in _NUMPY_KINDS[field.kind] or is_text != (field.kind == "text"):
             raise DataError(f"{self.path}: {name} holds {dataset.dtype}, but must hold {field.kind} values. Convert its source again.")
         unit = dataset.attrs.get("unit", field.unit)
         unit = unit.decode("utf-8") if isinstance(unit, bytes) else unit
@@ -248,8 +272,12 @@ class DataFile:
             )
 
 
+def _text(item: bytes) -> str:
+    return item.decode("utf-8", errors="replace")
+
+
 def _structure(row: dict[str, Any]) -> Structure:
-    text = {name: row[name].decode("utf-8") for name in ("split", "system") if name in row}
+    text = {name: _text(row[name]) for name in ("split", "system") if name in row}
     numbers = {name: float(row[name]) for name in ("energy", "time_fs") if name in row}
     arrays = {name: row[name] for name in ("positions", "forces", "cell", "pbc", "stress") if name in row}
     for label in ("forces", "stress"):

@@ -11,7 +11,8 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,31 +67,31 @@ class DataWriter:
         self._buffered_atoms = 0
         self.num_structures = 0
         self.num_atoms = 0
-        try:
+        self._file: h5py.File | None = None
+        attributes = {
+            "format": FORMAT_NAME,
+            "schema_version": SCHEMA_VERSION,
+            "level_of_theory": level_of_theory,
+            "licence": licence,
+            "creator": f"fastkd {fastkd.__version__}",
+            "provenance": json.dumps(provenance or {}, sort_keys=True),
+        }
+        with self._giving_up():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = h5py.File(self._partial, "w")
-            self._create("atom_ptr", (), "int64", "1", np.zeros(1, dtype=np.int64))
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        self._file.attrs.update(
-            {
-                "format": FORMAT_NAME,
-                "schema_version": SCHEMA_VERSION,
-                "level_of_theory": level_of_theory,
-                "licence": licence,
-                "creator": f"fastkd {fastkd.__version__}",
-                "provenance": json.dumps(provenance or {}, sort_keys=True),
-            }
-        )
+            self._file.attrs.update(attributes)
+            self._create("atom_ptr", (), "int64", "1", rows=1, fill=0)
 
     def append(self, structure: Structure) -> None:
-        """Add one structure, in the writer's units.
+        """Add a copy of one structure, in the writer's units.
 
         Raises:
-            DataError: if shapes do not fit, or positions are not finite.
+            DataError: if shapes do not fit, positions are not finite, or the file cannot be written.
         """
         self._check(structure)
-        self._buffer.append(structure)
+        # copied, because simulations move atoms in place
+        arrays = {name: np.array(value) for name, value in vars(structure).items() if isinstance(value, np.ndarray)}
+        self._buffer.append(replace(structure, **arrays))
         self._buffered_atoms += structure.num_atoms
         if self._buffered_atoms >= _BUFFERED_ATOMS:
             self._flush()
@@ -110,32 +111,36 @@ class DataWriter:
         self._flush()
         if len(names) != self.num_structures:
             raise ValueError(f"{len(names)} split names for {self.num_structures} structures")
-        try:
-            if "split" in self._file:
-                del self._file["split"]
-            self._create("split", (), "text", FIELDS["split"].unit, np.array(names, dtype=object))
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        with self._giving_up() as file:
+            if "split" in file:
+                del file["split"]
+            self._create("split", (), "text", FIELDS["split"].unit)
+            self._extend("split", np.array(names, dtype=object))
 
     def close(self) -> None:
-        """Write the content hash, flush to disk and put the file in place."""
-        try:
-            self._flush()
-            self._file.attrs["content_hash"] = content_hash(self._file)
-            self._file.close()
+        """Write the content hash, flush to disk and put the file in place.
+
+        Raises:
+            DataError: if the file cannot be written.
+        """
+        self._flush()
+        with self._giving_up() as file:
+            for name in (name for name, field in FIELDS.items() if field.required and name not in file):
+                self._create_field(name, FIELDS[name])
+            file.attrs["content_hash"] = content_hash(file)
+            file.close()
             with self._partial.open("rb+") as handle:
                 os.fsync(handle.fileno())
             self._partial.replace(self.path)
-        except OSError as error:
-            self.discard()
-            raise self._cannot_write(error) from error
 
     def discard(self) -> None:
         """Give up: remove the unfinished file."""
-        # a full disk fails once more on close; the file goes anyway
+        # a full disk fails once more on close; the file goes anyway, if there is one
         with contextlib.suppress(OSError, RuntimeError):
-            self._file.close()
-        self._partial.unlink(missing_ok=True)
+            if self._file is not None:
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self._partial.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +152,7 @@ class DataWriter:
             self.discard()
 
     def _check(self, structure: Structure) -> None:
-        where = f"structure {self.num_structures + len(self._buffer)}"
+        where = f"{self.path}: structure {self.num_structures + len(self._buffer)}"
         atoms = structure.num_atoms
         if atoms == 0:
             raise DataError(f"{where} has no atoms. Leave it out.")
@@ -167,25 +172,20 @@ class DataWriter:
             return
         block, self._buffer, self._buffered_atoms = self._buffer, [], 0
         atoms = sum(s.num_atoms for s in block)
-        try:
+        with self._giving_up():
             for name, field in FIELDS.items():
-                self._write_field(name, field, block, atoms)
-            ends = self.num_atoms + np.cumsum([s.num_atoms for s in block])
-            self._extend("atom_ptr", ends)
-        except OSError as error:
-            raise self._cannot_write(error) from error
+                self._write_field(name, field, block)
+            self._extend("atom_ptr", self.num_atoms + np.cumsum([s.num_atoms for s in block]))
         self.num_structures += len(block)
         self.num_atoms += atoms
 
-    def _write_field(self, name: str, field: Field, block: list[Structure], atoms: int) -> None:
+    def _write_field(self, name: str, field: Field, block: list[Structure]) -> None:
+        assert self._file is not None
         values = [getattr(s, name) for s in block]
         if name not in self._file:
             if all(_absent(value) for value in values):
                 return
-            # rows of the structures before the first that has this property
-            rows = self.num_atoms if field.per == "atom" else self.num_structures
-            dtype = self._positions_dtype if name == "positions" else field.store
-            self._create(name, field.shape, dtype, field.unit, np.full((rows, *field.shape), _fill(field), dtype=_numpy_dtype(dtype)))
+            self._create_field(name, field)
         counts = [s.num_atoms if field.per == "atom" else 1 for s in block]
         parts = [
             np.full((count, *field.shape), _fill(field), dtype=_numpy_dtype(field.store))
@@ -197,30 +197,55 @@ class DataWriter:
         factor = self._factors.get(name, 1.0)
         self._extend(name, rows * factor if factor != 1.0 else rows)
 
-    def _create(self, name: str, shape: tuple[int, ...], dtype: str, unit: str, first: np.ndarray[Any, Any]) -> None:
-        kind = _TEXT if dtype == "text" else dtype
-        # few large chunks: training reads scattered structures, and a chunk is decompressed whole
-        chunks = (4096, *shape) if np.prod(shape, dtype=int) < 9 else (1024, *shape)
+    def _create_field(self, name: str, field: Field) -> None:
+        # with rows for the structures before the first that has this property
+        rows = self.num_atoms if field.per == "atom" else self.num_structures
+        self._create(name, field.shape, self._positions_dtype if name == "positions" else field.store, field.unit, rows, _fill(field))
+
+    def _create(self, name: str, shape: tuple[int, ...], dtype: str, unit: str, rows: int = 0, fill: Any = None) -> None:
+        assert self._file is not None
+        text = dtype == "text"
         dataset = self._file.create_dataset(
-            name, data=first, dtype=kind, maxshape=(None, *shape), chunks=chunks, compression="gzip", shuffle=dtype != "text"
+            name,
+            shape=(rows, *shape),
+            dtype=_TEXT if text else dtype,
+            fillvalue=None if text else fill,
+            maxshape=(None, *shape),
+            # moderate chunks: training reads scattered structures, and a chunk is decompressed whole
+            chunks=(4096 if np.prod(shape, dtype=int) < 9 else 1024, *shape),
+            compression="gzip",
+            shuffle=not text,
         )
         dataset.attrs["unit"] = unit
 
     def _extend(self, name: str, rows: np.ndarray[Any, Any]) -> None:
+        assert self._file is not None
         dataset = self._file[name]
         first = dataset.shape[0]
         dataset.resize(first + len(rows), axis=0)
         dataset[first:] = rows
 
-    def _cannot_write(self, error: OSError) -> DataError:
-        text = str(error).lower()
-        if error.errno == errno.ENOSPC or "no space" in text:
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[h5py.File]:
+        """The open file; if it cannot be written, it is removed and DataError raised. HDF5 reports some failures as RuntimeError."""
+        try:
+            yield self._file
+        except (OSError, RuntimeError) as error:
+            self.discard()
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: Exception) -> DataError:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "no space left" in str(error).lower():
             return DataError(f"{self.path}: the disk is full. Free some space or write elsewhere; no half-written file is left.")
-        return DataError(f"{self.path} cannot be written ({error.strerror or error}). Choose a folder that you may write to.")
+        reason = getattr(error, "strerror", None) or error
+        return DataError(f"{self.path} cannot be written ({reason}). Choose a folder that you may write to.")
 
 
 def _absent(value: Any) -> bool:
-    return value is None or value == "" if isinstance(value, str | None) else isinstance(value, float) and np.isnan(value)
+    if value is None or isinstance(value, str):
+        return not value
+    return bool(np.ndim(value) == 0 and np.isnan(value))
 
 
 def _fill(field: Field) -> Any:

@@ -18,6 +18,7 @@ from fastkd.engine.environment import describe_environment
 from fastkd.engine.evaluate import inference_rate, predict
 from fastkd.engine.files import cannot_write
 from fastkd.engine.setup import DTYPES, cast_model, choose_device
+from fastkd.engine.threads import choose_threads, thread_count
 from fastkd.errors import CheckpointError, ConfigError, DataError
 from fastkd.models import load_model
 
@@ -49,9 +50,12 @@ def evaluate_command(args: argparse.Namespace, console: Console | None = None) -
     refuse_unknown_elements(sorted(elements(file, indices)), model.known_element, f"the model {args.model}")
     dataset = StructureDataset(file, [model.cutoff], dtype=dtype)
     batches = [batch.to(device) for batch in dataset.batches(indices.tolist(), max_structures=args.batch_size)]
-    predictions = predict(model, batches)
-    metrics, rate = predictions.metrics(), inference_rate(model, batches, 3)
-    (console or Console(highlight=False)).print(_table(metrics, predictions, rate, f"{args.model} on {args.split} of {file.path.name}"))
+    threads = args.threads or (choose_threads(lambda: predict(model, batches[:1]))[0] if device.type == "cpu" else 0)
+    with thread_count(threads):
+        predictions = predict(model, batches)
+        metrics, rate = predictions.metrics(), inference_rate(model, batches, 3)
+        table = _table(metrics, predictions, rate, f"{args.model} on {args.split} of {file.path.name}")
+    (console or Console(highlight=False)).print(table)
     if args.out is not None:
         summary = RunSummary(
             name=str(args.model.stem),

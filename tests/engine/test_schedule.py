@@ -24,7 +24,7 @@ def test_cosine_reaches_its_end_at_the_last_step() -> None:
     assert values[10] == 2.0
     assert values[60] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5))))
     assert values[110] == pytest.approx(0.2)
-    assert all(a >= b for a, b in itertools.pairwise(values))
+    assert all(a >= b for a, b in itertools.pairwise(values[10:]))
     assert Schedule(TrainConfig(schedule="cosine", steps=10, warmup=2)).rate(10_000) == pytest.approx(1e-3 * 0.01)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 import torch
 
 from fastkd.engine.state import has_checkpoint, load_checkpoint
@@ -42,13 +41,10 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str], step: int 
     raise AssertionError(f"no checkpoint: {process.communicate()}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_the_step_and_says_how_to_go_on(config_file: Path, tmp_path: Path, number: int) -> None:
-    folder = tmp_path / "run"
-    with training(config_file, *LONG) as process:
-        wait_for_checkpoint(folder, process)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+def interrupt(process: subprocess.Popen[str], number: int, config_file: Path, folder: Path) -> None:
+    """Signal a run that has a checkpoint, and check what it does and says."""
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     step = load_checkpoint(folder).step
     assert f"stopped at step {step}; checkpoint in {folder}" in errors
@@ -57,11 +53,17 @@ def test_a_signal_keeps_the_step_and_says_how_to_go_on(config_file: Path, tmp_pa
     assert "Traceback" not in errors
 
 
-def test_kill_at_any_time_leaves_a_whole_checkpoint(config_file: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_step_and_says_how_to_go_on(config_file: Path, tmp_path: Path) -> None:
+    with training(config_file, *LONG) as process:
+        wait_for_checkpoint(tmp_path / "run", process)
+        interrupt(process, signal.SIGINT, config_file, tmp_path / "run")
+
+
+def test_kill_at_any_time_leaves_a_whole_checkpoint_and_sigterm_stops_its_continuation(config_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = ("train.steps=1000000", "train.checkpoint_every=1", "train.evaluate_every=2")
     with training(config_file, *options) as process:
-        wait_for_checkpoint(folder, process, step=20)
+        wait_for_checkpoint(folder, process, step=6)
         process.kill()
         process.wait()
     for name in ("last", "best"):
@@ -70,6 +72,7 @@ def test_kill_at_any_time_leaves_a_whole_checkpoint(config_file: Path, tmp_path:
     step = load_checkpoint(folder).step
     with training(config_file, *options, "run.resume=true") as process:
         wait_for_checkpoint(folder, process, step + 1)
+        interrupt(process, signal.SIGTERM, config_file, folder)
     assert load_checkpoint(folder).step > step
 
 
