@@ -221,15 +221,8 @@ def _bound(constraint: Any) -> str:
     return f" matching {pattern}" if pattern else ""
 
 
-def _write_table(page: Path) -> None:
-    """Replace the generated part of docs/configuration.md."""
+def with_table(page: str) -> str:
+    """The text of docs/configuration.md with its generated part made anew."""
     begin, end = "<!-- options: generated -->\n\n", "\n<!-- end of options -->"
-    text = page.read_text(encoding="utf-8")
-    head, rest = text.split(begin)
-    page.write_text(head + begin + options_markdown() + end + rest.split(end)[1], encoding="utf-8")
-
-
-if __name__ == "__main__":
-    import sys
-
-    _write_table(Path(sys.argv[1]))
+    head, rest = page.split(begin)
+    return head + begin + options_markdown() + end + rest.split(end)[1]

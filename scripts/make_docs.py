@@ -1,7 +1,7 @@
 """Write the generated pages of the docs, and check that every relative link of every page leads somewhere.
 
-Generated: ``docs/options.md`` (every option with type, default and description) and ``docs/config.schema.json`` (for editors), both from
-the typed schema. ``--check`` writes nothing and exits 1 if a page is stale or a link is broken.
+Generated from the typed schema: the table of options in ``docs/configuration.md``, and ``docs/config.schema.json`` for editors.
+``--check`` writes nothing and exits 1 if a page is stale or a link is broken.
 
     python scripts/make_docs.py [--check]
 """
@@ -12,61 +12,30 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
 
-from pydantic.fields import FieldInfo
-
-from fastkd.config import Config, Section
+from fastkd.config import Config
+from fastkd.config_schema import with_table
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
 
-def options(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted path and field of every leaf option; items of lists are shown as ``name.0.key``."""
-    for name, field in section.model_fields.items():
-        path = f"{prefix}{name}"
-        inner = next((arg for arg in get_args(field.annotation) if isinstance(arg, type) and issubclass(arg, Section)), None)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from options(field.annotation, f"{path}.")
-        else:
-            yield path, field
-            if inner is not None:
-                yield from options(inner, f"{path}.0.")
-
-
-def type_name(annotation: Any) -> str:
-    """A short name: allowed values of a Literal, else the type's own name."""
-    if get_origin(annotation) is None:
-        return getattr(annotation, "__name__", str(annotation))
-    if str(annotation).startswith("typing.Literal"):
-        return ", ".join(map(str, get_args(annotation)))
-    return " or ".join(type_name(arg) for arg in get_args(annotation) if not hasattr(arg, "gt")) or str(annotation)
-
-
-def options_page() -> str:
-    rows = ["# Options", "", "Generated from the schema by `make docs`; `python -m fastkd.train --help` prints the same.", ""]
-    rows += ["| option | values | default | meaning |", "|---|---|---|---|"]
-    for path, field in options(Config):
-        default = "required" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
-        rows.append(f"| `{path}` | {type_name(field.annotation)} | {default} | {field.description} |")
-    return "\n".join(rows) + "\n"
-
-
 def pages() -> dict[Path, str]:
+    """Every generated page, as it should be now."""
+    configuration = ROOT / "docs/configuration.md"
     schema = json.dumps(Config.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
-    return {ROOT / "docs/options.md": options_page(), ROOT / "docs/config.schema.json": schema}
+    return {configuration: with_table(configuration.read_text(encoding="utf-8")), ROOT / "docs/config.schema.json": schema}
 
 
 def broken_links() -> list[str]:
+    """Relative links of Markdown pages that lead nowhere, as ``page: target``."""
     broken = []
-    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("kernels/**/*.md"), *ROOT.glob("bench/**/*.md")]
-    for file in files:
-        for target in LINK.findall(file.read_text(encoding="utf-8")):
-            if "://" not in target and not (file.parent / target).exists():
-                broken.append(f"{file.relative_to(ROOT)}: {target}")
+    for folder in (".", "docs", "kernels", "bench"):
+        for file in sorted((ROOT / folder).glob("*.md" if folder == "." else "**/*.md")):
+            for target in LINK.findall(file.read_text(encoding="utf-8")):
+                if "://" not in target and not (file.parent / target).exists():
+                    broken.append(f"{file.relative_to(ROOT)}: {target}")
     return broken
 
 

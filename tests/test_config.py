@@ -194,4 +194,4 @@ def test_every_option_is_found_by_its_path() -> None:
 
 def test_documentation_table_is_current() -> None:
     page = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert options_markdown() in page, "run `python -m fastkd.config_schema docs/configuration.md` to write the table anew"
+    assert options_markdown() in page, "run `make docs` to write the table anew"

@@ -18,11 +18,14 @@ from rich.table import Table
 from fastkd.data.neighbors import find_neighbors
 from fastkd.data.reader import DataFile
 from fastkd.data.reference import References, compositions, fit_reference
-from fastkd.data.select import Selection
+from fastkd.data.select import Selection, elements
 from fastkd.data.structure import Structure
 
 #: eV/Å. Larger forces are rare outside of collisions, and often a wrong unit.
 LARGE_FORCE = 50.0
+#: Structures of each split that are looked at; of more, evenly spaced ones.
+MAX_STRUCTURES = 20_000
+#: Structures whose neighbours are counted.
 _SAMPLED = 200
 
 
@@ -71,30 +74,48 @@ def make_card(
         cutoffs: for which to count neighbours, Å.
     """
     groups = _groups(data, selection)
-    everything = np.unique(np.concatenate(list(groups.values()))) if groups else np.arange(0)
+    used = np.unique(np.concatenate(list(groups.values()))) if groups else np.arange(0)
+    looked_at = {name: _thinned(indices) for name, indices in groups.items()}
+    everything = np.unique(np.concatenate(list(looked_at.values()))) if groups else used
     structures = dict(zip(everything.tolist(), data.read(everything), strict=True))
     labelled = [s for s in structures.values() if np.isfinite(s.energy)]
     if references is None:
         references = fit_reference(compositions(labelled), np.array([s.energy for s in labelled], dtype=np.float64))
     chosen = list(structures.values())
     facts = {
-        "structures": f"{len(data):,} in the file, {len(chosen):,} used" if selection else f"{len(data):,}",
+        "structures": f"{len(data):,} in the file, {len(used):,} used" if selection else f"{len(data):,}",
         "level of theory": data.level_of_theory or "not stated",
         "units": "energy eV, length Å, forces eV/Å",
-        "systems": _systems(chosen),
-        "elements": ", ".join(chemical_symbols[number] for number in np.flatnonzero(compositions(chosen).any(axis=0))) or "none",
-        "atoms": _range([s.num_atoms for s in chosen]),
-        "periodic": f"{sum(1 for s in chosen if s.pbc is not None and s.pbc.any()):,} structures",
+        "systems": _systems(data.systems[used]),
+        "elements": ", ".join(chemical_symbols[number] for number in sorted(elements(data, used))) or "none",
+        "atoms": _range(np.diff(data.atom_ptr)[used]),
+        "periodic": f"{int(data.rows('pbc')[used].any(axis=1).sum()) if 'pbc' in data.fields else 0:,} structures",
         "reference energies": _references(references),
         "content hash": data.content_hash[:16] or "none",
         "licence": data.licence or "not stated",
     }
+    if len(everything) < len(used):
+        facts["statistics"] = f"of energies and forces: from at most {MAX_STRUCTURES:,} structures of each split, evenly spaced"
+    missing = np.zeros(len(data), dtype=bool)
+    missing[data.missing_labels()] = True
+    warnings = _warnings(data, missing[used], looked_at, structures)
     for cutoff in cutoffs:
-        facts[f"neighbours in {cutoff:g} Å"] = _neighbors(chosen, cutoff)
-    rows = [
-        _split_row(name, [structures[i] for i in indices.tolist()], references, name == "unlabelled") for name, indices in groups.items()
-    ]
-    return DataCard(f"Data: {data.path.name}", facts, rows, _warnings(data, groups, structures, cutoffs))
+        facts[f"neighbours in {cutoff:g} Å"], alone = _neighbors(chosen, cutoff)
+        if alone:
+            warnings.append(
+                f"{alone:,} of the atoms looked at have no neighbour in {cutoff:g} Å: a model cannot see them; check the length unit"
+            )
+    rows = []
+    for name, indices in groups.items():
+        counts = {"structures": len(indices), "atoms": int(np.diff(data.atom_ptr)[indices].sum()), "labels": int((~missing[indices]).sum())}
+        rows.append(_split_row(name, counts, [structures[i] for i in looked_at[name].tolist()], references))
+    return DataCard(f"Data: {data.path.name}", facts, rows, warnings)
+
+
+def _thinned(indices: np.ndarray) -> np.ndarray:
+    if len(indices) <= MAX_STRUCTURES:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, MAX_STRUCTURES).round().astype(np.int64)]
 
 
 def _groups(data: DataFile, selection: Selection | None) -> dict[str, np.ndarray]:
@@ -104,18 +125,18 @@ def _groups(data: DataFile, selection: Selection | None) -> dict[str, np.ndarray
     return {name: indices for name, indices in named.items() if len(indices)}
 
 
-def _split_row(name: str, structures: list[Structure], references: References, hidden: bool) -> dict[str, Any]:
+def _split_row(name: str, counts: dict[str, int], structures: list[Structure], references: References) -> dict[str, Any]:
     energy = np.array([s.energy for s in structures]) - compositions(structures) @ references.energies
     per_atom = energy / np.array([s.num_atoms for s in structures])
     per_atom = per_atom[np.isfinite(per_atom)]
     norms = [np.linalg.norm(s.forces, axis=1) for s in structures if s.forces is not None]
     force = np.concatenate(norms) if norms else np.zeros(0)
-    show = not hidden
+    show = name != "unlabelled"
     return {
         "split": name,
-        "structures": f"{len(structures):,}",
-        "atoms": f"{sum(s.num_atoms for s in structures):,}",
-        "labels": "hidden" if hidden else f"{len(per_atom):,}",
+        "structures": f"{counts['structures']:,}",
+        "atoms": f"{counts['atoms']:,}",
+        "labels": f"{counts['labels']:,}" if show else "hidden",
         "E − E₀ [eV/atom]": f"{per_atom.mean():+.3f} ± {per_atom.std():.3f}" if show and len(per_atom) else "–",
         "|F| mean": f"{force.mean():.2f}" if show and len(force) else "–",
         "|F| rms": f"{np.sqrt(np.square(force).mean()):.2f}" if show and len(force) else "–",
@@ -123,16 +144,15 @@ def _split_row(name: str, structures: list[Structure], references: References, h
     }
 
 
-def _warnings(data: DataFile, groups: dict[str, np.ndarray], structures: dict[int, Structure], cutoffs: tuple[float, ...]) -> list[str]:
+def _warnings(data: DataFile, missing: np.ndarray, groups: dict[str, np.ndarray], structures: dict[int, Structure]) -> list[str]:
     warnings = []
     if not data.level_of_theory:
         warnings.append("the file does not state its level of theory")
-    missing = sum(1 for s in structures.values() if not np.isfinite(s.energy) or s.forces is None)
-    if missing:
-        warnings.append(f"{missing:,} structures have no energy or forces")
+    if missing.any():
+        warnings.append(f"{_have(int(missing.sum()))} no energy or forces")
     large = [i for i, s in structures.items() if s.forces is not None and np.abs(s.forces).max() > LARGE_FORCE]
     if large:
-        warnings.append(f"{len(large):,} structures have forces above {LARGE_FORCE:g} eV/Å (first: number {large[0]}); check the unit")
+        warnings.append(f"{_have(len(large))} forces above {LARGE_FORCE:g} eV/Å (first: number {large[0]}); check the unit")
     seen: dict[bytes, str] = {}
     for name, indices in groups.items():
         for index in indices.tolist():
@@ -144,22 +164,25 @@ def _warnings(data: DataFile, groups: dict[str, np.ndarray], structures: dict[in
     return warnings
 
 
-def _neighbors(structures: list[Structure], cutoff: float) -> str:
+def _have(count: int) -> str:
+    return "1 structure has" if count == 1 else f"{count:,} structures have"
+
+
+def _neighbors(structures: list[Structure], cutoff: float) -> tuple[str, int]:
     sample = structures[:: max(1, len(structures) // _SAMPLED)]
     degrees = [np.bincount(find_neighbors(s.positions, s.cell, s.pbc, cutoff).dst, minlength=s.num_atoms) for s in sample]
     counts = np.concatenate(degrees) if degrees else np.zeros(1, dtype=int)
-    alone = int((counts == 0).sum())
-    return f"{counts.mean():.1f} on average, {counts.min()} to {counts.max()}" + (f"; {alone} atoms have none" if alone else "")
+    return f"{counts.mean():.1f} on average, {counts.min()} to {counts.max()}", int((counts == 0).sum()) if degrees else 0
 
 
-def _systems(structures: list[Structure]) -> str:
-    names, counts = np.unique([s.system for s in structures], return_counts=True)
+def _systems(systems: np.ndarray) -> str:
+    names, counts = np.unique(systems, return_counts=True)
     listed = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True) if name]
     return ", ".join(listed[:8]) + (f", and {len(listed) - 8} more" if len(listed) > 8 else "") or "no names"
 
 
-def _range(values: list[int]) -> str:
-    return f"{min(values)} to {max(values)} per structure, {sum(values):,} in all" if values else "none"
+def _range(values: np.ndarray) -> str:
+    return f"{values.min()} to {values.max()} per structure, {values.sum():,} in all" if len(values) else "none"
 
 
 def _references(references: References) -> str:

@@ -6,8 +6,10 @@ draws exactly the batches that it would have drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -84,11 +86,13 @@ class BatchSampler:
     ) -> None:
         if labelled_fraction > 0 and len(unlabelled):
             self._pools = [Pool(labelled, seed, 0), Pool(unlabelled, seed, 1)]
-            # at least one of each kind in every batch
-            self._quota = int(np.clip(round(labelled_fraction * caps.structures), 1, max(caps.structures - 1, 1)))
+            # at least one of each kind in every full batch; batches of one alternate in the long run
+            whole = int(np.clip(round(labelled_fraction * caps.structures), 1, max(caps.structures - 1, 1)))
+            self._share = Fraction(whole, caps.structures) if caps.structures > 1 else Fraction(labelled_fraction).limit_denominator(1000)
         else:
             self._pools = [Pool([*labelled, *unlabelled], seed, 0)]
-            self._quota = caps.structures
+            self._share = Fraction(1)
+        self._drawn = 0
         self._caps = caps
         self._size = size if caps.atoms or caps.edges else None
         if (caps.atoms or caps.edges) and size is None:
@@ -100,9 +104,9 @@ class BatchSampler:
     def __next__(self) -> list[int]:
         batch: list[int] = []
         atoms = edges = 0
-        for place in range(self._caps.structures):
-            # spread evenly, so that a batch that a cap ends early still has both kinds
-            from_labelled = (place + 1) * self._quota // self._caps.structures > place * self._quota // self._caps.structures
+        for _ in range(self._caps.structures):
+            # spread evenly over all that was ever drawn, so that the share is kept when caps end batches early
+            from_labelled = math.floor((self._drawn + 1) * self._share) > math.floor(self._drawn * self._share)
             pool = self._pools[0 if from_labelled else -1]
             if self._size is not None:
                 more_atoms, more_edges = self._size(pool.peek())
@@ -111,6 +115,7 @@ class BatchSampler:
                 if batch and (0 < self._caps.atoms < atoms or 0 < self._caps.edges < edges):
                     break
             batch.append(pool.take())
+            self._drawn += 1
         return batch
 
     def _refuse_giant(self, index: int, atoms: int, edges: int) -> None:
@@ -122,7 +127,7 @@ class BatchSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is: a few integers."""
-        return {"pools": [[pool.epoch, pool.position] for pool in self._pools]}
+        return {"pools": [[pool.epoch, pool.position] for pool in self._pools], "drawn": self._drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
@@ -130,3 +135,5 @@ class BatchSampler:
             raise ValueError(f"the sampler has {len(self._pools)} pools, its saved state has {len(state['pools'])}")
         for pool, (epoch, position) in zip(self._pools, state["pools"], strict=True):
             pool.go_to(int(epoch), int(position))
+        # a single pool does not need it, so a state may lack it
+        self._drawn = int(state.get("drawn", 0))

@@ -143,7 +143,7 @@ def _refuse_new_elements(data: DataFile, chosen: Selection) -> None:
 
 def elements(data: DataFile, indices: Ints) -> set[int]:
     """Atomic numbers that occur in some structures."""
-    numbers = data.file["atomic_numbers"][:]
+    numbers = data.rows("atomic_numbers")
     atoms = np.zeros(len(numbers), dtype=bool)
     for index in indices.tolist():
         atoms[data.atom_ptr[index] : data.atom_ptr[index + 1]] = True

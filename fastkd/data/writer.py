@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 import fastkd
 from fastkd.data.format import FIELDS, FORMAT_NAME, SCHEMA_VERSION, Field, content_hash
+from fastkd.data.sink import Sink
 from fastkd.data.structure import Structure
 from fastkd.data.units import Units
 from fastkd.errors import DataError
@@ -67,6 +67,7 @@ class DataWriter:
         self._buffered_atoms = 0
         self.num_structures = 0
         self.num_atoms = 0
+        self._sink: Sink | None = None
         self._file: h5py.File | None = None
         attributes = {
             "format": FORMAT_NAME,
@@ -78,7 +79,8 @@ class DataWriter:
         }
         with self._giving_up():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = h5py.File(self._partial, "w")
+            self._sink = Sink(self._partial)
+            self._file = h5py.File(self._sink, "w")
             self._file.attrs.update(attributes)
             self._create("atom_ptr", (), "int64", "1", rows=1, fill=0)
 
@@ -129,18 +131,19 @@ class DataWriter:
                 self._create_field(name, FIELDS[name])
             file.attrs["content_hash"] = content_hash(file)
             file.close()
-            with self._partial.open("rb+") as handle:
-                os.fsync(handle.fileno())
+            assert self._sink is not None
+            self._sink.sync()
+            self._sink.close()
             self._partial.replace(self.path)
 
     def discard(self) -> None:
         """Give up: remove the unfinished file."""
-        # a full disk fails once more on close; the file goes anyway, if there is one
-        with contextlib.suppress(OSError, RuntimeError):
-            if self._file is not None:
-                self._file.close()
-        with contextlib.suppress(OSError):
-            self._partial.unlink()
+        if self._file is not None:
+            self._file.close()
+        if self._sink is not None:
+            self._sink.close()
+            self._partial.unlink(missing_ok=True)
+            self._sink = None
 
     def __enter__(self) -> Self:
         return self
@@ -227,19 +230,21 @@ class DataWriter:
 
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[h5py.File]:
-        """The open file; if it cannot be written, it is removed and DataError raised. HDF5 reports some failures as RuntimeError."""
+        """The open file; if it cannot be written, it is removed and DataError raised."""
         try:
             yield self._file
-        except (OSError, RuntimeError) as error:
+            if self._sink is not None and self._sink.error is not None:
+                raise self._sink.error
+        except OSError as error:
             self.discard()
             raise self._cannot_write(error) from error
 
-    def _cannot_write(self, error: Exception) -> DataError:
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "no space left" in str(error).lower():
-            return DataError(f"{self.path}: the disk is full. Free some space or write elsewhere; no half-written file is left.")
-        reason = getattr(error, "strerror", None) or error
-        return DataError(f"{self.path} cannot be written ({reason}). Choose a folder that you may write to.")
+    def _cannot_write(self, error: OSError) -> DataError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return DataError(
+                f"{self.path}: the disk is full ({error.strerror}). Free some space or write elsewhere; no half-written file is left."
+            )
+        return DataError(f"{self.path} cannot be written ({error.strerror or error}). Choose a folder that you may write to.")
 
 
 def _absent(value: Any) -> bool:

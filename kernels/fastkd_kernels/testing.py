@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .backends import BACKENDS, Backend, installed
 from .registry import OpCase, Sample, Shape
-from .tolerances import TOLERANCES, relative_error
+from .tolerances import OVER_EAGER, TOLERANCES, relative_error
 
 #: No edges; one node, with self loops only; a node that all edges enter and leave; two hubs; odd and even widths; a full tile and one more.
 SHAPES: tuple[Shape, ...] = (
@@ -37,17 +37,24 @@ SHAPES: tuple[Shape, ...] = (
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest relative error of any tensor at each order, and the limits they must keep to."""
+    """Largest relative error of any tensor at each order, and the limits they must keep to.
+
+    A random input may happen to cancel: then plain torch in the same dtype is just as far from float64, and the limit follows it.
+    """
 
     case: str
     shape: Shape
     dtype: torch.dtype
     backend: str
     by_order: tuple[float, float, float]
+    eager: tuple[float, float, float] = (0.0, 0.0, 0.0)  #: of plain torch in the same dtype; only found where ours is over its tolerance
 
     @property
     def limits(self) -> tuple[float, float, float]:
-        return TOLERANCES[self.dtype].by_order
+        first, second, third = (
+            max(limit, OVER_EAGER * error) for limit, error in zip(TOLERANCES[self.dtype].by_order, self.eager, strict=True)
+        )
+        return first, second, third
 
     @property
     def ok(self) -> bool:
@@ -108,12 +115,20 @@ def errors(
     if wrt is not None:
         made = Sample(tuple(tensor.requires_grad_(number in wrt) for number, tensor in enumerate(made.inputs)), made.extra)
     exact = Sample(tuple(tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in made.inputs), made.extra)
-    got = three_orders(lambda *x: case.function(*x, *made.extra, backend=backend), made.inputs, dtype, seed)
     want = three_orders(lambda *x: case.reference(*x, *exact.extra), exact.inputs, dtype, seed)
-    first, second, third = (
-        max((_error(a, b, dtype) for a, b in zip(ours, theirs, strict=True)), default=0.0) for ours, theirs in zip(got, want, strict=True)
-    )
-    return Errors(case.name, shape, dtype, backend or "default", (first, second, third))
+
+    def worst(function: Callable[..., Any]) -> tuple[float, float, float]:
+        got = three_orders(function, made.inputs, dtype, seed)
+        first, second, third = (
+            max((_error(a, b, dtype) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+            for ours, theirs in zip(got, want, strict=True)
+        )
+        return first, second, third
+
+    found = Errors(case.name, shape, dtype, backend or "default", worst(lambda *x: case.function(*x, *made.extra, backend=backend)))
+    if found.ok or dtype == torch.float64:
+        return found
+    return replace(found, eager=worst(lambda *x: case.reference(*x, *made.extra)))
 
 
 def three_orders(

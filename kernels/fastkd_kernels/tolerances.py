@@ -2,6 +2,9 @@
 
 Errors are relative: ‖got − want‖ / ‖want‖ over a whole tensor (0 when both are 0), so that cancellation in single entries does
 not count, and a wrong term does. The limit is per order of derivative.
+
+Where a random input happens to cancel (a derivative of a scalar that is nearly zero), no float32 computation can keep to a fixed
+number: there the limit is `OVER_EAGER` times the error of plain torch in the same dtype on the same input.
 """
 
 from __future__ import annotations
@@ -31,6 +34,10 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.float32: Tolerance(2e-6, 4e-6, 8e-6, "float32 accumulation: sqrt(1e3) · 6e-8 expected; doubled per order"),
     torch.bfloat16: Tolerance(8e-3, 1.6e-2, 3.2e-2, "inputs and outputs rounded to 8 bits (4e-3), sums in float32; doubled per order"),
 }
+
+
+#: Our error over that of plain torch in the same dtype, where that is the larger limit: sums in another order may be a little worse.
+OVER_EAGER = 1.5
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:

@@ -16,7 +16,10 @@ PAGES = ("kernels/README.md", "docs/embedding.md")
 def python_blocks(page: str) -> list[tuple[int, str]]:
     """(line of the first statement, source) of each block fenced as python."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return [(text.count("\n", 0, match.start(1)), match.group(1)) for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+    return [
+        (text.count("\n", 0, match.start(1)), match.group(1))
+        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,300 @@
+"""Converters against files that ASE and numpy write."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import ase.db
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+
+from fastkd.data import DataFile, Structure, Units
+from fastkd.data.convert import SourceOptions, SplitPlan, convert, parse_slice
+from fastkd.data.convert.splits import parse_blocks, parse_fractions, parse_members
+from fastkd.errors import ConfigError, DataError
+
+from .common import crystal, molecule
+
+
+def atoms_of(structure: Structure) -> Atoms:
+    atoms = Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+    results: dict[str, Any] = {"energy": structure.energy, "forces": np.asarray(structure.forces, float)}
+    if structure.stress is not None:
+        results["stress"] = structure.stress.reshape(9)[[0, 4, 8, 5, 2, 1]]
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms.info.update(system_name=structure.system, part=structure.split)
+    return atoms
+
+
+SOURCES = [molecule(0), crystal(1), molecule(2, atoms=3), crystal(2)]
+KEYS = SourceOptions(system_key="system_name", split_key="part")
+
+
+def check(path: Path, expected: list[Structure], tolerance: float = 1e-7) -> None:
+    with DataFile(path) as data:
+        data.check_hash()
+        assert len(data) == len(expected)
+        for found, source in zip(data.read(range(len(data))), expected, strict=True):
+            assert found.atomic_numbers.tolist() == source.atomic_numbers.tolist()
+            np.testing.assert_allclose(found.positions, source.positions, atol=2e-6)
+            np.testing.assert_allclose(found.forces, source.forces, atol=1e-6)
+            assert found.energy == pytest.approx(source.energy, abs=tolerance)
+            assert (found.system, found.split) == (source.system, source.split)
+            if source.cell is not None:
+                np.testing.assert_allclose(found.cell, source.cell, atol=1e-6)
+                np.testing.assert_allclose(found.stress, source.stress, atol=1e-6)
+                assert found.pbc.tolist() == source.pbc.tolist()
+
+
+@pytest.mark.parametrize("name", ["a.extxyz", "a.extxyz.gz", "a.traj", "a.db"])
+def test_files_that_ase_writes(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    if name.endswith(".db"):
+        with ase.db.connect(source) as database:
+            for structure in SOURCES:
+                database.write(atoms_of(structure), system_name=structure.system, part=structure.split)
+    else:
+        ase.io.write(tmp_path / name.removesuffix(".gz"), [atoms_of(s) for s in SOURCES])
+        if name.endswith(".gz"):
+            source.write_bytes(gzip.compress((tmp_path / "a.extxyz").read_bytes()))
+    report = convert(source, tmp_path / "out.h5", options=KEYS, level_of_theory="made up")
+    assert (report.structures, report.with_energy, report.with_forces) == (4, 4, 4)
+    assert report.notes == []
+    check(tmp_path / "out.h5", SOURCES)
+    with DataFile(tmp_path / "out.h5") as data:
+        assert data.provenance["source"] == name
+        assert data.content_hash == report.content_hash
+
+
+def test_names_of_ones_own(tmp_path: Path) -> None:
+    frames = []
+    for structure in SOURCES[:1] * 2:
+        atoms = atoms_of(structure)
+        atoms.info["dft_energy"], atoms.arrays["dft_forces"] = atoms.calc.results["energy"] - 1, 2 * atoms.calc.results["forces"]
+        frames.append(atoms)
+    del frames[1].arrays["dft_forces"]
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    options = SourceOptions(energy_key="dft_energy", forces_key="dft_forces", system="chain")
+    report = convert(tmp_path / "a.extxyz", tmp_path / "out.h5", options=options, level_of_theory="x")
+    assert (report.with_energy, report.with_forces) == (2, 1)
+    assert "1 of 2 structures have no forces" in report.notes[0]
+    with DataFile(tmp_path / "out.h5") as data:
+        assert data[0].energy == pytest.approx(SOURCES[0].energy - 1)
+        np.testing.assert_allclose(data[0].forces, 2 * SOURCES[0].forces, atol=1e-6)
+        assert data[1].forces is None
+        assert data[1].system == "chain"
+    with pytest.raises(DataError, match=r"no structure has a property 'dft_enrgy'\. They have .*dft_energy"):
+        convert(tmp_path / "a.extxyz", tmp_path / "typo.h5", options=SourceOptions(energy_key="dft_enrgy"))
+    assert not (tmp_path / "typo.h5").exists()
+
+
+def test_labels_that_nobody_finds_are_pointed_out(tmp_path: Path) -> None:
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
+    atoms.info["REF_energy"] = -3.0
+    ase.io.write(tmp_path / "a.extxyz", [atoms])
+    report = convert(tmp_path / "a.extxyz", tmp_path / "out.h5")
+    assert report.with_energy == 0
+    assert "no structure has energy; the source has REF_energy" in report.notes[0]
+    assert "--energy-key" in report.notes[0]
+    assert any("level of theory is not stated" in note for note in report.notes)
+
+
+def test_constraints_do_not_remove_forces(tmp_path: Path) -> None:
+    atoms = atoms_of(SOURCES[0])
+    atoms.set_constraint(FixAtoms([0, 1]))
+    ase.io.write(tmp_path / "a.traj", [atoms])
+    convert(tmp_path / "a.traj", tmp_path / "out.h5")
+    with DataFile(tmp_path / "out.h5") as data:
+        np.testing.assert_allclose(data[0].forces, SOURCES[0].forces, atol=1e-6)
+
+
+def flat(**changes: Any) -> dict[str, Any]:
+    sources = [molecule(n, atoms=3 + n % 3, split="", system="") for n in range(6)]
+    arrays = {
+        "atomic_numbers": np.concatenate([s.atomic_numbers for s in sources]),
+        "positions": np.concatenate([s.positions for s in sources]),
+        "forces": np.concatenate([s.forces for s in sources]),
+        "natoms": np.array([s.num_atoms for s in sources]),
+        "energy": np.array([s.energy for s in sources]),
+    }
+    return {name: value for name, value in (arrays | changes).items() if value is not None}
+
+
+def test_npz_laid_end_to_end(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **flat(energy=flat()["energy"][:, None]))
+    convert(tmp_path / "a.npz", tmp_path / "out.h5")
+    check(tmp_path / "out.h5", [molecule(n, atoms=3 + n % 3, split="", system="") for n in range(6)])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("atomic_numbers", "positions", "energy", "forces"),
+        ("nuclear_charges", "coords", "energies", "forces"),
+        ("z", "R", "E", "F"),
+    ],
+)
+def test_npz_of_one_molecule(tmp_path: Path, names: tuple[str, ...]) -> None:
+    sources = [molecule(n, split="", system="") for n in range(4)]
+    arrays = (
+        sources[0].atomic_numbers,
+        np.stack([s.positions for s in sources]),
+        np.array([s.energy for s in sources]),
+        np.stack([s.forces for s in sources]),
+    )
+    np.savez(tmp_path / "a.npz", **dict(zip(names, arrays, strict=True)))
+    convert(tmp_path / "a.npz", tmp_path / "out.h5")
+    check(tmp_path / "out.h5", sources)
+    convert(tmp_path / "a.npz", tmp_path / "part.h5", options=SourceOptions(select=parse_slice("1::2")))
+    check(tmp_path / "part.h5", sources[1::2])
+
+
+def test_npz_padded_with_zero(tmp_path: Path) -> None:
+    sources = [molecule(n, atoms=2 + n, split="", system="") for n in range(4)]
+    padded = {"atomic_numbers": np.zeros((4, 6), int), "positions": np.zeros((4, 6, 3)), "forces": np.full((4, 6, 3), np.nan)}
+    for row, source in enumerate(sources):
+        for name, array in padded.items():
+            array[row, : source.num_atoms] = getattr(source, name)
+    np.savez(tmp_path / "a.npz", **padded, energy=np.array([s.energy for s in sources]))
+    convert(tmp_path / "a.npz", tmp_path / "out.h5")
+    check(tmp_path / "out.h5", sources)
+
+
+def test_npz_with_units_and_theory_of_its_own(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **flat(), e_unit="kcal/mol", r_unit="Ang", theory=np.bytes_("CCSD"))
+    convert(tmp_path / "a.npz", tmp_path / "out.h5")
+    with DataFile(tmp_path / "out.h5") as data:
+        assert data.level_of_theory == "CCSD"
+        assert data[0].energy == pytest.approx(molecule(0, atoms=3).energy * 0.0433641, rel=1e-6)
+    convert(tmp_path / "a.npz", tmp_path / "same.h5", units=Units("kcal/mol"))
+    with pytest.raises(DataError, match="states that it is in kcal/mol and Ang, but eV and Å were asked for"):
+        convert(tmp_path / "a.npz", tmp_path / "no.h5", units=Units())
+
+
+def test_npz_crystals(tmp_path: Path) -> None:
+    cell = np.diag([4.0, 5.0, 0.0])
+    arrays = flat(cell=np.stack([cell] * 6), stress=np.arange(36.0).reshape(6, 6))
+    np.savez(tmp_path / "a.npz", **arrays)
+    convert(tmp_path / "a.npz", tmp_path / "auto.h5")
+    convert(tmp_path / "a.npz", tmp_path / "told.h5", options=SourceOptions(pbc="TFF"))
+    np.savez(tmp_path / "one.npz", **flat(cell=cell))
+    convert(tmp_path / "one.npz", tmp_path / "one.h5")
+    with DataFile(tmp_path / "auto.h5") as auto, DataFile(tmp_path / "told.h5") as told, DataFile(tmp_path / "one.h5") as one:
+        assert auto[3].pbc.tolist() == one[3].pbc.tolist() == [True, True, False]
+        assert told[3].pbc.tolist() == [True, False, False]
+        np.testing.assert_array_equal(one[5].cell, cell)
+        # Voigt order xx, yy, zz, yz, xz, xy
+        np.testing.assert_array_equal(auto[0].stress, [[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+
+
+def test_splits_listed_in_the_source(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **flat(), a=[4, 0], b=[1], wrong=[6], twice=[0, 5])
+    report = convert(tmp_path / "a.npz", tmp_path / "out.h5", plan=SplitPlan(members={"train": "a", "test": "b"}))
+    assert report.splits == {"train": 2, "test": 1, "": 3}
+    with DataFile(tmp_path / "out.h5") as data:
+        assert data.splits.tolist() == ["train", "test", "", "", "train", ""]
+    for members, message in (
+        ({"train": "c"}, "no array 'c' for the split 'train'"),
+        ({"train": "wrong"}, "wrong must list structure numbers from 0 to 5"),
+        ({"train": "a", "test": "twice"}, "structure 0 is in the splits 'train' and 'test'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            convert(tmp_path / "a.npz", tmp_path / "no.h5", plan=SplitPlan(members=members))
+    assert not (tmp_path / "no.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positions": None}, "no positions .looked for positions, coords"),
+        ({"atomic_numbers": None}, "no atomic numbers"),
+        ({"positions": np.zeros((4, 2))}, r"positions have shape \(4, 2\)"),
+        ({"forces": np.zeros((3, 3))}, r"forces have shape \(3, 3\), positions"),
+        ({"natoms": np.array([3, 4])}, "do not fit together"),
+        ({"energy": np.zeros(4)}, r"energy has shape \(4,\), but there are 6 structures"),
+        ({"energy": np.zeros((6, 2))}, "need one number each"),
+        ({"energy": np.array([None] * 6)}, "Python objects"),
+    ],
+)
+def test_npz_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "a.npz", **flat(**changes))
+    with pytest.raises(DataError, match=message):
+        convert(tmp_path / "a.npz", tmp_path / "out.h5")
+    assert [item.name for item in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "cut.extxyz").write_text("2\n\nH 0 0 0\nH 0 0 1\n2\n\nH 0 0 0\n")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 not really")
+    (tmp_path / "a.strange").write_text("?")
+    (tmp_path / "empty.extxyz").write_text("")
+    for name, message in (
+        ("cut.extxyz", r"cut\.extxyz, structure \d: ASE cannot read it"),
+        ("cut.npz", "cannot be read as npz|Python objects"),
+        ("a.strange", "ASE cannot read it"),
+        ("empty.extxyz", "no structures|cannot read"),
+        ("absent.extxyz", "no such file"),
+        ("absent.npz", "no such file"),
+        ("absent.db", "no such file"),
+        ("x.h5", "is HDF5"),
+    ):
+        with pytest.raises(DataError, match=message):
+            convert(tmp_path / name, tmp_path / "out" / "out.h5")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_random_splits_have_the_sizes_asked_for() -> None:
+    plan = SplitPlan(fractions=(0.7, 0.2, 0.1), seed=3)
+    split = plan.assign([""] * 100)
+    assert [split.count(name) for name in ("train", "val", "test")] == [70, 20, 10]
+    assert split == plan.assign([""] * 100)
+    assert split != SplitPlan(fractions=(0.7, 0.2, 0.1), seed=4).assign([""] * 100)
+    rest = SplitPlan(fractions=(0.5, 0.2)).assign([""] * 100)
+    assert [rest.count(name) for name in ("train", "val", "test", "")] == [50, 20, 0, 30]
+
+
+def test_splits_by_system_keep_systems_together() -> None:
+    systems = [f"s{n % 40}" for n in range(400)]
+    split = SplitPlan(fractions=(0.8, 0.1, 0.1), by="system").assign(systems)
+    assert len({(s, system) for s, system in zip(split, systems, strict=True)}) == 40
+    assert [split.count(name) for name in ("train", "val", "test")] == [320, 40, 40]
+
+
+def test_splits_by_blocks_of_time_have_guards() -> None:
+    systems = ["a"] * 100 + ["b"] * 50
+    split = SplitPlan(blocks="TTVTE", guard=3).assign(systems)
+    a, b = split[:100], split[100:]
+    assert a == ["train"] * 40 + [""] * 3 + ["val"] * 14 + [""] * 3 + ["train"] * 20 + [""] * 3 + ["test"] * 14 + [""] * 3
+    assert b.count("val") == b.count("test") == 4
+    with pytest.raises(DataError, match="the val split would be empty"):
+        SplitPlan(blocks="TTVTE", guard=10).assign(systems[:100])
+    with pytest.raises(DataError, match="the test split would be empty"):
+        SplitPlan(fractions=(0.9, 0.05, 0.05)).assign([""] * 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (parse_slice, "5"),
+        (parse_slice, "a:b"),
+        (parse_slice, "-3:"),
+        (parse_slice, "::0"),
+        (parse_fractions, "0.8,0.3"),
+        (parse_fractions, "0.8;0.1"),
+        (parse_fractions, "nan,0.1"),
+        (parse_fractions, "0,0"),
+        (parse_fractions, ".2,.2,.2,.2"),
+        (parse_blocks, "TTX"),
+        (parse_blocks, "VE"),
+        (lambda text: parse_members([text]), "train"),
+    ],
+)
+def test_arguments_that_cannot_be_read(call: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--.*such as"):
+        call(text)
