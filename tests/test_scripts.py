@@ -1,6 +1,7 @@
 """The project's own scripts: the teacher is shipped only when finished, README commands are found, time blocks do not leak."""
 
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def test_time_blocks_never_put_neighbours_in_train_and_test(frames):
     make_data = load("make_data")
     split = make_data.split_by_blocks(frames)
     used = [(index, name) for index, name in enumerate(split) if name]
-    gaps = [after - before for (before, name), (after, other) in zip(used, used[1:], strict=False) if name != other]
+    gaps = [after - before for (before, name), (after, other) in itertools.pairwise(used) if name != other]
     assert gaps, "several splits"
     assert min(gaps) > 1 + min(make_data.GUARD_FRAMES, frames // 40) - 1
     assert {name for _, name in used} == {"train", "val", "test"}

@@ -232,11 +232,16 @@ def test_npz_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], message:
 def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "cut.extxyz").write_text("2\n\nH 0 0 0\nH 0 0 1\n2\n\nH 0 0 0\n")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 not really")
+    (tmp_path / "pickle.npz").write_bytes(b"\x80\x04neither zip nor npy")
+    with (tmp_path / "single.npz").open("wb") as handle:
+        np.save(handle, np.zeros(3))
     (tmp_path / "a.strange").write_text("?")
     (tmp_path / "empty.extxyz").write_text("")
     for name, message in (
         ("cut.extxyz", r"cut\.extxyz, structure \d: ASE cannot read it"),
-        ("cut.npz", "cannot be read as npz|Python objects"),
+        ("cut.npz", "cannot be read as npz"),
+        ("pickle.npz", "Python objects"),
+        ("single.npz", "a single array"),
         ("a.strange", "ASE cannot read it"),
         ("empty.extxyz", "no structures|cannot read"),
         ("absent.extxyz", "no such file"),
@@ -274,7 +279,7 @@ def test_splits_by_blocks_of_time_have_guards() -> None:
     assert b.count("val") == b.count("test") == 4
     with pytest.raises(DataError, match="the val split would be empty"):
         SplitPlan(blocks="TTVTE", guard=10).assign(systems[:100])
-    with pytest.raises(DataError, match="the test split would be empty"):
+    with pytest.raises(DataError, match="3 structures are too few: the val split would be empty"):
         SplitPlan(fractions=(0.9, 0.05, 0.05)).assign([""] * 3)
 
 

@@ -144,21 +144,25 @@ def test_malformed_structures_leave_no_file(tmp_path: Path, changes: dict[str, o
 
 
 def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), DataWriter(tmp_path / "x.h5", level_of_theory="x") as writer:
-        writer.append(molecule(0))
-        assert (tmp_path / "x.h5.partial").exists()
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "x.h5")
     assert not list(tmp_path.iterdir())
+
+
+def interrupted(path: Path, **options: bool) -> None:
+    with DataWriter(path, level_of_theory="x", **options) as writer:
+        writer.append(molecule(1))
+        assert path.with_name("x.h5.partial").exists()
+        raise KeyboardInterrupt
 
 
 def test_an_existing_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = write(tmp_path / "x.h5", [molecule(0)])
     before = path.read_bytes()
-    with pytest.raises(DataError, match="exists already.*--overwrite"):
+    with pytest.raises(DataError, match=r"exists already.*--overwrite"):
         write(path, [molecule(1)])
-    with pytest.raises(RuntimeError), DataWriter(path, level_of_theory="x", overwrite=True) as writer:
-        writer.append(molecule(1))
-        raise RuntimeError
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(path, overwrite=True)
     assert path.read_bytes() == before
     write(path, [molecule(1)], overwrite=True)
     with DataFile(path) as data:

@@ -65,7 +65,7 @@ def _structures(frames: Iterator[Atoms], path: Path, options: SourceOptions, see
     for number, atoms in _numbered(islice(_guarded(frames, path), part.start, part.stop, part.step), part):
         where = f"{path}, structure {number}"
         properties = _properties(atoms)
-        seen |= properties.keys()
+        seen.update(properties)
         yield _structure(atoms, properties, options, where)
     absent = sorted(wanted - seen)
     if absent:

@@ -59,7 +59,7 @@ def read_npz(path: Path, options: SourceOptions, seen: set[str] | None = None) -
     """
     arrays = _load(path)
     if seen is not None:
-        seen |= arrays.keys()
+        seen.update(arrays)
     table = _table(arrays, path, options)
     for index in range(len(table.ptr) - 1)[options.select]:
         yield _structure(table, index, path, options)
@@ -104,7 +104,9 @@ def npz_splits(path: Path, members: dict[str, str], size: int) -> list[str]:
 def _load(path: Path, only: tuple[str, ...] | None = None) -> dict[str, Array]:
     require_file(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # opened here, because numpy leaves a damaged file open
+        with path.open("rb") as handle:
+            archive = np.load(handle, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(
                     f"{path} is a single array, not an npz file. Save positions, atomic numbers and labels together with np.savez."
