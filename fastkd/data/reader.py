@@ -41,6 +41,7 @@ class DataFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._file: h5py.File | None = None
+        self._datasets: dict[str, h5py.Dataset] = {}  # of the open file; looking them up takes longer than reading a structure
         self._pid = -1
         if not self.path.is_file():
             raise DataError(f"{path}: no such file. Give the path of an HDF5 data file, or 'embedded' for the data that ships with fastkd.")
@@ -60,10 +61,15 @@ class DataFile:
         return self._file
 
     def _open(self) -> h5py.File:
-        # a handle inherited through a fork goes first: while it is open, HDF5 would hand out the parent's file descriptor again
-        self._file = None
+        # handles inherited through a fork go first: while they are open, HDF5 would hand out the parent's file descriptor again
+        self._datasets, self._file = {}, None
         try:
-            self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
+            # best effort: some network and read-only file systems cannot lock, and nobody writes a finished file
+            self._file, self._pid = h5py.File(self.path, "r", locking="best-effort"), os.getpid()
+        except FileNotFoundError as error:
+            raise DataError(f"{self.path} is not there any more. Put it back, or give another path.") from error
+        except PermissionError as error:
+            raise DataError(f"{self.path} may not be read by this user. Change its permissions, or copy it.") from error
         except OSError as error:
             size = self.path.stat().st_size
             raise DataError(
@@ -74,6 +80,7 @@ class DataFile:
 
     def close(self) -> None:
         """Close this process's handle; the next access opens it again."""
+        self._datasets = {}
         if self._file is not None and self._pid == os.getpid():
             self._file.close()
         self._file = None
@@ -85,7 +92,7 @@ class DataFile:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None, "_pid": -1}
+        return self.__dict__ | {"_file": None, "_datasets": {}, "_pid": -1}
 
     # what a file says of itself
 
@@ -120,7 +127,10 @@ class DataFile:
             DataError: if they cannot be read, because the file is damaged or went away.
         """
         try:
-            rows: npt.NDArray[Any] = self.file[name][part]
+            file = self.file
+            if name not in self._datasets:
+                self._datasets[name] = file[name]
+            rows: npt.NDArray[Any] = self._datasets[name][part]
         except (OSError, KeyError) as error:
             raise DataError(
                 f"{self.path}: {name} cannot be read ({error}). The file is damaged; copy it again, or convert its source."

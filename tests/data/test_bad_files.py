@@ -28,6 +28,23 @@ def test_no_file(tmp_path: Path) -> None:
         DataFile(tmp_path)
 
 
+def test_a_file_that_may_not_be_read_or_went_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataFile(path)
+    data.close()
+    path.rename(path.with_name("moved.h5"))
+    with pytest.raises(DataError, match=r"data\.h5 is not there any more"):
+        data.read([0])
+    path.with_name("moved.h5").rename(path)
+    assert len(data.read([0])) == 1
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(DataError, match=r"data\.h5 may not be read by this user"):
+        DataFile(path)
+
+
 @pytest.mark.parametrize("keep", [0, 7, 100, 0.3, 0.7, 0.98])
 def test_truncated(path: Path, keep: float) -> None:
     content = path.read_bytes()

@@ -24,8 +24,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_all(data: DataFile, seed: int, results: multiprocessing.SimpleQueue) -> None:
-    order = np.random.default_rng(seed).permutation(SIZE)
-    results.put((os.getpid() == data._pid, [(int(n), float(data[int(n)].energy), float(data[int(n)].positions.sum())) for n in order]))
+    order = np.random.default_rng(seed).permutation(SIZE).tolist()
+    found = [(number, float(data[number].energy), float(data[number].positions.sum())) for number in order]
+    results.put((os.getpid() == data._pid, found))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -43,7 +44,8 @@ def test_a_handle_never_crosses_a_process(path: Path, method: str) -> None:
     for number in np.random.default_rng(9).permutation(SIZE):
         assert float(data[int(number)].energy) == expected[int(number)][0]
     for queue, worker in zip(queues, workers, strict=True):
-        _, found = queue.get()
+        own_handle, found = queue.get()
+        assert own_handle
         worker.join(60)
         assert worker.exitcode == 0
         assert {n: values for n, *values in found} == {n: list(values) for n, values in expected.items()}
