@@ -65,7 +65,57 @@ def _fastest(device_type: str, dtype: torch.dtype) -> Backend:
 Body = Callable[..., Any]
 
 
-def define_op(name: str, schema: str, *, fake: Body, reference: Body, numba: Body, triton: Body, namespace: str = "fastkd") -> CustomOpDef:
+class Operator:
+    """One registered operator; call it with its arguments, the backend last.
+
+    In eager mode it runs its body, and autograd's node around it, directly: the dispatcher's route through Python costs several times as
+    much as a kernel on a small molecule. Whatever traces or transforms (torch.compile, make_fx, fake tensors, functorch, tensor
+    subclasses) sees the operator of `torch.library` instead. Both routes share body and derivative.
+    """
+
+    def __init__(self, registered: CustomOpDef, body: Body) -> None:
+        self.registered = registered
+        self._body = body
+        self._node: type[torch.autograd.Function] | None = None
+
+    def register_autograd(self, backward: Body, *, setup_context: Body) -> None:
+        """Derivative of the operator, with the meaning of `torch.library.register_autograd`; ``backward`` is differentiated again."""
+        self.registered.register_autograd(backward, setup_context=setup_context)
+        body = self._body
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = body(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        attributes = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        self._node = type(f"{body.__name__}_node", (torch.autograd.Function,), attributes)
+
+    def __call__(self, *args: Any) -> Any:
+        if not runs_directly(args):
+            return self.registered(*args)
+        if self._node is not None and torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return self._node.apply(*args)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            return self._body(*args)
+
+
+#: Tests set this to False to send everything through the dispatcher.
+DIRECT = True
+
+
+def runs_directly(args: Sequence[Any]) -> bool:
+    """Whether nothing looks on that must see the registered operator: no tracer, no mode, no transform, plain tensors only."""
+    return (
+        DIRECT
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(a) is Tensor or type(a) is torch.nn.Parameter for a in args if isinstance(a, Tensor))
+    )
+
+
+def define_op(name: str, schema: str, *, fake: Body, reference: Body, numba: Body, triton: Body, namespace: str = "fastkd") -> Operator:
     """Register ``namespace::name`` with one body per backend.
 
     Args:
@@ -90,9 +140,10 @@ def define_op(name: str, schema: str, *, fake: Body, reference: Body, numba: Bod
         return fake(*args[:-1])
 
     body.__name__ = fake_body.__name__ = name
-    op = torch.library.custom_op(f"{namespace}::{name}", body, mutates_args=(), schema=f"{arguments}, str backend) ->{returns}")
-    op.register_fake(fake_body)
-    return op
+    full_schema = f"{arguments}, str backend) ->{returns}"
+    registered = torch.library.custom_op(f"{namespace}::{name}", body, mutates_args=(), schema=full_schema)
+    registered.register_fake(fake_body)
+    return Operator(registered, body)
 
 
 def save_inputs(ctx: Any, inputs: Sequence[Any], output: Any) -> None:

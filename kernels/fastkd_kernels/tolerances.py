@@ -9,6 +9,7 @@ number: there the limit is `OVER_EAGER` times the error of plain torch in the sa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,6 @@ def relative_error(got: Tensor, want: Tensor) -> float:
         raise ValueError(f"shapes differ: {tuple(got.shape)} and {tuple(want.shape)}")
     difference = (got.detach().double().cpu() - want.detach().double().cpu()).norm().item()
     size = want.detach().double().norm().item()
-    if difference != difference:
+    if math.isnan(difference):
         return float("inf")
     return difference / size if size else (0.0 if difference == 0 else float("inf"))

@@ -1,0 +1,65 @@
+"""An operator runs directly in eager mode and through the dispatcher when something traces or transforms: both give the same bits."""
+
+import pytest
+import torch
+from fastkd_kernels import CSRGraph, backends, cfconv
+from fastkd_kernels.registry import Shape, all_cases
+from fastkd_kernels.testing import sample, three_orders
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CASES = list(all_cases())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_both_routes_give_the_same_bits_at_three_orders(case, monkeypatch):
+    made = sample(case, Shape(6, 31, 5), torch.float32)
+    found = []
+    for direct in (True, False):
+        monkeypatch.setattr(backends, "DIRECT", direct)
+        found.append(three_orders(lambda *x: case.function(*x, *made.extra), made.inputs, torch.float32))
+    for ours, theirs in zip(*found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def call():
+    graph = CSRGraph.from_edges(torch.tensor([0, 1]), torch.tensor([1, 0]), 2)
+    return cfconv, torch.randn(2, 3), torch.randn(2, 3), graph
+
+
+def test_a_dispatch_mode_sees_the_registered_operator():
+    function, x, weight, graph = call()
+    with Recorder() as recorder:
+        function(x, weight, graph)
+    assert "fastkd.cfconv.default" in recorder.names
+
+
+def test_a_traced_graph_holds_the_registered_operators_of_two_orders():
+    function, x, weight, graph = call()
+
+    def forces(x, weight):
+        x = x.requires_grad_()
+        return torch.autograd.grad(function(x, weight, graph).square().sum(), x, create_graph=True)[0]
+
+    traced = make_fx(forces)(x, weight)
+    names = [str(node.target) for node in traced.graph.nodes]
+    assert names.count("fastkd.cfconv.default") == 2
+    torch.testing.assert_close(traced(x, weight), forces(x, weight))
+
+
+def test_a_tensor_subclass_is_dispatched():
+    class Marked(torch.Tensor):
+        pass
+
+    assert not backends.runs_directly((torch.randn(1).as_subclass(Marked),))
+    assert backends.runs_directly((torch.randn(1), torch.nn.Parameter(torch.randn(1)), None, "numba", [True]))
