@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastkd.analysis.gap import Errors, Gap, energy_errors, forces_errors, gap_closed, mean_std
 from fastkd.analysis.metrics import METRIC_UNITS
-from fastkd.analysis.runs import CURVE, SUMMARY, Run, find_runs, write_atomic, write_csv, write_json
+from fastkd.analysis.runs import CURVE, SUMMARY, Run, find_runs, write_csv, write_json
 from fastkd.errors import CheckpointError
+from fastkd.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -157,14 +158,14 @@ def build_report(run_dir: str | Path, *, resamples: int = 1000, html: bool = Tru
     runs = find_runs(root)
     report = Report(root, tuple(runs), tuple(_rows(runs, resamples)), resamples)
     try:
-        write_atomic(root / "report.md", report.markdown().encode())
+        write_text(root / "report.md", report.markdown())
         if all(run.folder != root for run in runs):
             write_csv(root / CURVE, _csv_rows(runs))
             write_json(root / SUMMARY, report.asdict())
         if html:
             from fastkd.analysis.page import render
 
-            write_atomic(root / HTML, render(report).encode())
+            write_text(root / HTML, render(report))
     except OSError as error:
         raise CheckpointError(f"the report cannot be written into {root}: {error.strerror or error}; make the folder writable") from None
     return report

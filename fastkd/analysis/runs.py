@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from fastkd.analysis.metrics import METRIC_UNITS, Metrics, compute_metrics
 from fastkd.errors import CheckpointError, DataError
+from fastkd.files import write_bytes, write_text
 
 SUMMARY, PREDICTIONS, CURVE = "summary.json", "predictions.npz", "metrics.csv"
 CONFIG, DATA_CARD = "config.yaml", "data_card.txt"
@@ -67,7 +68,7 @@ class Predictions:
         arrays = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) is not None}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        write_atomic(folder / PREDICTIONS, buffer.getvalue())
+        write_bytes(folder / PREDICTIONS, buffer.getvalue())
 
     @classmethod
     def load(cls, folder: Path) -> Predictions:
@@ -271,29 +272,16 @@ def find_runs(root: Path) -> list[Run]:
     return sorted(runs, key=lambda run: (run.summary.role != "teacher", run.summary.order, run.summary.name, run.summary.seed))
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON that any reader takes: NaN and infinity become null."""
-    write_atomic(path, (json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Write rows of text."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
-    write_atomic(path, buffer.getvalue().encode())
+    write_text(path, buffer.getvalue())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from fastkd.data.select import elements, open_data_file
 from fastkd.engine.datasets import refuse_unknown_elements
 from fastkd.engine.environment import describe_environment
 from fastkd.engine.evaluate import inference_rate, predict
-from fastkd.engine.files import cannot_write
 from fastkd.engine.setup import DTYPES, cast_model, choose_device
 from fastkd.engine.threads import choose_threads, thread_count
 from fastkd.errors import CheckpointError, ConfigError, DataError
+from fastkd.files import cannot_write
 from fastkd.models import load_model
 
 _ROWS = (

@@ -15,9 +15,9 @@ from pathlib import Path
 from fastkd.config import Config
 from fastkd.config_loading import differences, read_yaml, to_yaml, validate
 from fastkd.engine.environment import describe_environment
-from fastkd.engine.files import cannot_write, write_json, write_text
 from fastkd.engine.state import has_checkpoint
 from fastkd.errors import CheckpointError
+from fastkd.files import cannot_write, write_json, write_text
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.yaml", "environment.json", "metrics.csv", "summary.json"
 _OURS = (CONFIG, METRICS, SUMMARY, "checkpoints", "model.safetensors", "student.safetensors", "report.html")

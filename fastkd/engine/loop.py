@@ -20,13 +20,13 @@ from fastkd.analysis.runs import CurveWriter
 from fastkd.config import Config
 from fastkd.data.batch import Batch
 from fastkd.engine.evaluate import predict
-from fastkd.engine.files import cannot_write
 from fastkd.engine.progress import Reporter
 from fastkd.engine.schedule import Schedule
 from fastkd.engine.signals import Interrupted, StopRequest
 from fastkd.engine.state import Checkpoint, load_optimizer_state, optimizer_state, save_checkpoint
 from fastkd.engine.step import Trainee, train_step
 from fastkd.errors import CheckpointError, TrainingError
+from fastkd.files import cannot_write
 
 #: Units of the columns of metrics.csv that every run has; the losses come in between.
 _FIRST_UNITS = {"step": "1", "learning_rate": "1"}

@@ -18,13 +18,13 @@ from fastkd.config_loading import arm_config, to_tree
 from fastkd.engine.datasets import RunData
 from fastkd.engine.environment import describe_environment
 from fastkd.engine.evaluate import inference_rate, predict
-from fastkd.engine.files import cannot_write, write_atomically
 from fastkd.engine.folder import is_finished, open_folder
 from fastkd.engine.loop import Job, train
 from fastkd.engine.setup import Workbench, prepare
 from fastkd.engine.state import has_checkpoint, load_checkpoint
 from fastkd.engine.threads import thread_count
 from fastkd.errors import CheckpointError
+from fastkd.files import cannot_write, write_atomically
 from fastkd.models import Potential, save_model
 
 TEACHER = "teacher"

@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastkd.engine.files import write_atomically, write_json
 from fastkd.errors import CheckpointError
+from fastkd.files import write_bytes, write_json
 
 SCHEMA_VERSION = 1
 FOLDER = "checkpoints"
@@ -57,7 +57,7 @@ def save_checkpoint(run_dir: Path, name: str, step: int, tree: dict[str, Any]) -
     data = safetensors.torch.save(tensors, {"fastkd": "checkpoint", "schema_version": str(SCHEMA_VERSION)})
     digest = hashlib.sha256(data).hexdigest()
     tensor_file = folder / f"{name}-{step:09d}-{digest[:8]}.safetensors"
-    write_atomically(tensor_file, lambda temporary: _write_bytes(temporary, data))
+    write_bytes(tensor_file, data)
     json_file = folder / f"{name}.json"
     record = {"schema_version": SCHEMA_VERSION, "step": step, "tensors": tensor_file.name, "sha256": digest, "state": packed}
     write_json(json_file, record)
@@ -113,10 +113,6 @@ def _load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{tensor_file} is damaged: its content does not match the hash in {path.name}")
     tensors = safetensors.torch.load(data)
     return Checkpoint(path, step, _unpack(record["state"], tensors))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 def _pack(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -12,6 +12,8 @@ import torch
 _ROUNDS = 5
 #: Beyond this ratio one round decides: spinning threads on a busy machine can be a hundred times slower.
 _CLEAR = 2.0
+#: How much faster all threads must be than one before they are used.
+_WORTH = 1.2
 
 
 @contextmanager
@@ -50,5 +52,6 @@ def choose_threads(work: Callable[[], object]) -> tuple[int, str]:
         if not 1 / _CLEAR < times[1][-1] / times[most][-1] < _CLEAR and len(times[1]) > 1:
             break
     one, all_of_them = (statistics.median(measured) * 1e3 for measured in times.values())
-    best = 1 if one <= all_of_them else most
+    # more threads must pay for the cores they take
+    best = most if one > _WORTH * all_of_them else 1
     return best, f"threads: {best} (a step takes {one:.1f} ms with 1 and {all_of_them:.1f} ms with {most}; set run.threads to choose)"

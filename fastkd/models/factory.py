@@ -11,8 +11,6 @@ Example:
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,6 +24,7 @@ from safetensors.torch import save
 import fastkd
 from fastkd.config import ModelConfig
 from fastkd.errors import CheckpointError, ConfigError
+from fastkd.files import write_bytes, write_text
 
 from .base import Potential
 from .painn import PaiNN, PaiNNOptions
@@ -97,12 +96,8 @@ def save_model(model: Potential, path: str | Path, extra: Mapping[str, Any] | No
     }
     text = json.dumps(header, indent=2, ensure_ascii=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(file, save(tensors, metadata={"fastkd": text}))
-        _write_atomically(file.with_suffix(".json"), (text + "\n").encode())
-    except OSError as error:
-        raise CheckpointError(f"cannot write the checkpoint {file}: {error.strerror or error}") from error
+    write_bytes(file, save(tensors, metadata={"fastkd": text}))
+    write_text(file.with_suffix(".json"), text + "\n")
     return file
 
 
@@ -173,18 +168,3 @@ def _symbols(model: Potential) -> list[str]:
     from ase.data import chemical_symbols
 
     return [chemical_symbols[int(z)] for z in model.known_element.nonzero().flatten()]
-
-
-def _write_atomically(file: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -163,7 +163,7 @@ def test_runs_on_other_structures_stop_the_report(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     root = make_comparison(tmp_path / "all")
     (root / "report.md").mkdir()
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match="cannot write"):
         build_report(root, resamples=10)
     assert not list(root.glob(".*.tmp"))
 

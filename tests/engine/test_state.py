@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastkd.engine.files import write_json, write_text
 from fastkd.engine.state import FOLDER, has_checkpoint, load_checkpoint, load_optimizer_state, optimizer_state, save_checkpoint
 from fastkd.errors import CheckpointError
+from fastkd.files import write_json, write_text
 
 TREE = {"a": {"w": torch.tensor([1.5, math.inf]), "empty": {}}, "n": 3, "x": 0.1, "none": None, "list": [torch.arange(3), "text", True]}
 

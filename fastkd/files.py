@@ -35,9 +35,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes atomically."""
+    write_atomically(path, lambda temporary: _write_all(temporary, data))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text atomically."""
-    write_atomically(path, lambda temporary: _write_all(temporary, text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, tree: Any) -> None:
