@@ -162,7 +162,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train, distil, compare", _add_train),
     "eval": ("errors of a model on a data set", _add_eval),
     "convert": ("make a data set from extxyz, npz or anything that ASE reads", _add_convert),
-    "inspect": ("say what a data set holds", _add_inspect),
+    "inspect": ("say what a data set or a model holds", _add_inspect),
     "report": ("make table and report of a finished run or comparison again", _add_report),
 }
 

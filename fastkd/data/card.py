@@ -147,7 +147,9 @@ def _split_row(name: str, counts: dict[str, int], structures: list[Structure], r
 def _warnings(data: DataFile, missing: np.ndarray, groups: dict[str, np.ndarray], structures: dict[int, Structure]) -> list[str]:
     warnings = []
     if not data.level_of_theory:
-        warnings.append("the file does not state its level of theory")
+        warnings.append(
+            "the file does not state its level of theory; convert again with --level-of-theory, so that nobody mixes it with another"
+        )
     if missing.any():
         warnings.append(f"{_have(int(missing.sum()))} no energy or forces")
     large = [i for i, s in structures.items() if s.forces is not None and np.abs(s.forces).max() > LARGE_FORCE]

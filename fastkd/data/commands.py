@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fastkd.data.card import make_card
 from fastkd.data.convert import Report, SourceOptions, SplitPlan, convert, parse_slice
 from fastkd.data.convert.source import parse_pbc
 from fastkd.data.convert.splits import parse_blocks, parse_fractions, parse_members
+from fastkd.data.reader import DataFile
 from fastkd.data.select import open_data_file
 from fastkd.data.units import ENERGY_UNITS, LENGTH_UNITS, Units
 from fastkd.errors import ConfigError
+
+#: Structures between two updates of the progress line.
+_EVERY = 100
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,29 +69,53 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="as stored; float32 keeps 1e-6 Å (default: %(default)s)",
     )
+    parser.add_argument("--allow-missing-labels", action="store_true", help="keep structures that lack an energy or forces")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.h5 if it exists")
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Convert, and say what was written.
+    """Convert, say what was written, and print the data card.
 
     Raises:
         ConfigError: if arguments contradict each other or cannot be read.
         DataError: if the source or the target is not as it should be.
     """
-    report = convert(
-        args.source,
-        args.out,
-        level_of_theory=args.level_of_theory,
-        units=_units(args),
-        options=_source_options(args),
-        plan=_split_plan(args),
-        licence=args.licence,
-        overwrite=args.overwrite,
-        positions_dtype=args.positions_dtype,
-    )
+    units, options, plan = _units(args), _source_options(args), _split_plan(args)
+    with _progress_line(args.source) as progress:
+        report = convert(
+            args.source,
+            args.out,
+            level_of_theory=args.level_of_theory,
+            units=units,
+            options=options,
+            plan=plan,
+            licence=args.licence,
+            overwrite=args.overwrite,
+            positions_dtype=args.positions_dtype,
+            allow_missing_labels=args.allow_missing_labels,
+            progress=progress,
+        )
     print(_summary(args.out, report))
+    with DataFile(args.out) as data:
+        print(make_card(data).text())
     return 0
+
+
+@contextlib.contextmanager
+def _progress_line(source: Path) -> Iterator[Callable[[int], None] | None]:
+    """Structures so far, on stderr, if that is a terminal; the line goes when all is done."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,} structures"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(source.name, total=None)
+
+        def tell(structures: int) -> None:
+            if structures % _EVERY == 0:
+                bar.update(task, completed=structures)
+
+        yield tell
 
 
 def _units(args: argparse.Namespace) -> Units | None:
@@ -123,34 +157,34 @@ def _split_plan(args: argparse.Namespace) -> SplitPlan:
 
 
 def _summary(out: Path, report: Report) -> str:
-    named = ", ".join(f"{name} {count:,}" for name, count in report.splits.items() if name)
-    rest = report.splits.get("", 0)
-    splits = f"{named}{f', in no split {rest:,}' if rest else ''}" if named else "none"
-    lines = [
-        f"{out}: {report.structures:,} structures, {report.atoms:,} atoms, {out.stat().st_size:,} bytes",
-        f"labels: {report.with_energy:,} energies [eV], {report.with_forces:,} structures with forces [eV/Å]",
-        f"splits: {splits}",
-        f"content hash: {report.content_hash[:16]}",
-    ]
-    return "\n".join(lines + [f"warning: {note}" for note in report.notes])
+    return (
+        f"{out}: {report.structures:,} structures, {report.atoms:,} atoms, {out.stat().st_size:,} bytes\n"
+        f"labels: {report.with_energy:,} energies [eV], {report.with_forces:,} structures with forces [eV/Å]\n"
+    )
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``fastkd inspect``."""
-    parser.add_argument("file", metavar="FILE", help="HDF5 file (format v1), or 'embedded'")
+    parser.add_argument("file", metavar="FILE", help="HDF5 file (format v1), 'embedded', or a model: its .safetensors file or folder")
     parser.add_argument("--cutoff", type=float, default=5.0, help="count neighbours closer than this [Å] (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the card as JSON, with the file's provenance")
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    """Check every number and the content hash of a file, and print its data card.
+    """Check every number and the content hash of a data file and print its card, or print what a model says of itself.
 
     Raises:
         ConfigError: if the cutoff is not positive.
-        DataError: if the file is not as it should be.
+        DataError: if the data file is not as it should be.
+        CheckpointError: if the model is not as it should be.
     """
     if not args.cutoff > 0:
         raise ConfigError(f"--cutoff {args.cutoff:g}: must be positive")
+    if Path(args.file).is_dir() or Path(args.file).suffix == ".safetensors":
+        from fastkd.models.factory import read_header
+
+        print(json.dumps(read_header(args.file), indent=2, ensure_ascii=False))
+        return 0
     with open_data_file(args.file) as data:
         if data.content_hash:
             data.check_hash()

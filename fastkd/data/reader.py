@@ -219,7 +219,7 @@ class DataFile:
             )
 
     def check_values(self) -> None:
-        """Look at every position and atomic number.
+        """Look at every position, atomic number and cell.
 
         Raises:
             DataError: naming the first structure that is wrong.
@@ -230,6 +230,10 @@ class DataFile:
             self._refuse_atoms(bad, first, "positions are not finite")
             numbers = self.rows("atomic_numbers", part)
             self._refuse_atoms((numbers < 1) | (numbers > 118), first, "atomic numbers are not between 1 and 118")
+        if "cell" in self.fields:
+            bad = np.flatnonzero(~np.isfinite(self.rows("cell")).all(axis=(1, 2)))
+            if len(bad):
+                raise DataError(f"{self.path}: the cell of structure {bad[0]} is not finite. Remove it from the source and convert again.")
 
     def _refuse_atoms(self, bad: npt.NDArray[np.bool_], first: int, what: str) -> None:
         if bad.any():

@@ -61,6 +61,8 @@ class DataWriter:
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._factors = (units or Units()).factors(str(path))
         self._positions_dtype = positions_dtype
+        for name, text in (("level of theory", level_of_theory), ("licence", licence)):
+            _refuse_text(text, f"{path}: the {name}")
         if self.path.exists() and not overwrite:
             raise DataError(f"{path} exists already. Choose another name, remove it, or ask to overwrite it (--overwrite).")
         self._buffer: list[Structure] = []
@@ -84,13 +86,17 @@ class DataWriter:
             self._file.attrs.update(attributes)
             self._create("atom_ptr", (), "int64", "1", rows=1, fill=0)
 
-    def append(self, structure: Structure) -> None:
+    def append(self, structure: Structure, where: str = "") -> None:
         """Add a copy of one structure, in the writer's units.
 
+        Args:
+            structure: with labels as far as there are any.
+            where: it comes from, for messages; empty: its number in this file.
+
         Raises:
-            DataError: if shapes do not fit, positions are not finite, or the file cannot be written.
+            DataError: if shapes do not fit, positions or the cell are not finite, or the file cannot be written.
         """
-        self._check(structure)
+        self._check(structure, where or f"{self.path}: structure {self.num_structures + len(self._buffer)}")
         # copied, because simulations move atoms in place
         arrays = {name: np.array(value) for name, value in vars(structure).items() if isinstance(value, np.ndarray)}
         self._buffer.append(replace(structure, **arrays))
@@ -154,8 +160,7 @@ class DataWriter:
         else:
             self.discard()
 
-    def _check(self, structure: Structure) -> None:
-        where = f"{self.path}: structure {self.num_structures + len(self._buffer)}"
+    def _check(self, structure: Structure, where: str) -> None:
         atoms = structure.num_atoms
         if atoms == 0:
             raise DataError(f"{where} has no atoms. Leave it out.")
@@ -164,11 +169,17 @@ class DataWriter:
             value = getattr(structure, name)
             if value is not None and np.shape(value) != shape:
                 raise DataError(f"{where}: {name} has shape {np.shape(value)}, {atoms} atoms need {shape}.")
-        if not np.isfinite(structure.positions).all():
-            raise DataError(f"{where}: positions are not finite. Leave it out, or mend its source.")
+        for name, verb in (("positions", "are"), ("cell", "is")):
+            value = getattr(structure, name)
+            if value is not None and not np.isfinite(value).all():
+                raise DataError(f"{where}: {name} {verb} not finite. Leave it out, or mend its source.")
         numbers = np.asarray(structure.atomic_numbers)
-        if numbers.min() < 1 or numbers.max() > 118:
-            raise DataError(f"{where}: atomic numbers must be 1 to 118, got {numbers.min()} to {numbers.max()}.")
+        # NaN fails the comparisons too
+        good = (numbers >= 1) & (numbers <= 118) & (numbers == np.floor(numbers))
+        if not good.all():
+            raise DataError(f"{where}: atomic numbers must be 1 to 118, got {numbers[~good][0]}.")
+        _refuse_text(structure.split, f"{where}: its split")
+        _refuse_text(structure.system, f"{where}: its system")
 
     def _flush(self) -> None:
         if not self._buffer:
@@ -230,7 +241,7 @@ class DataWriter:
 
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[h5py.File]:
-        """The open file; if it cannot be written, it is removed and DataError raised."""
+        """The open file; whatever goes wrong, it is removed, and if it cannot be written, DataError is raised."""
         try:
             yield self._file
             if self._sink is not None and self._sink.error is not None:
@@ -238,6 +249,9 @@ class DataWriter:
         except OSError as error:
             self.discard()
             raise self._cannot_write(error) from error
+        except BaseException:
+            self.discard()
+            raise
 
     def _cannot_write(self, error: OSError) -> DataError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -245,6 +259,12 @@ class DataWriter:
                 f"{self.path}: the disk is full ({error.strerror}). Free some space or write elsewhere; no half-written file is left."
             )
         return DataError(f"{self.path} cannot be written ({error.strerror or error}). Choose a folder that you may write to.")
+
+
+def _refuse_text(text: str, what: str) -> None:
+    # HDF5 ends texts at a zero character; a lone surrogate is how Python shows bytes that are no UTF-8
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{what} {text!r} cannot be kept as UTF-8 text. Write it without zero bytes, in UTF-8.")
 
 
 def _absent(value: Any) -> bool:

@@ -8,6 +8,7 @@ predictions.npz    on the test split            summary.json       errors on the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -52,6 +53,20 @@ def open_folder(config: Config) -> bool:
     write_text(folder / CONFIG, to_yaml(config))
     write_json(folder / ENVIRONMENT, describe_environment())
     return False
+
+
+def release_folder(folder: Path) -> None:
+    """Give up the claim of a run that failed before it made anything, so that the mended command can use the folder."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    if any(path.name not in (CONFIG, ENVIRONMENT) for path in files):
+        return
+    with contextlib.suppress(OSError):
+        for path in files:
+            path.unlink()
+        # deepest first, so that a folder is empty when its turn comes
+        for path in sorted((path for path in folder.rglob("*")), key=lambda path: len(path.parts), reverse=True):
+            path.rmdir()
+        folder.rmdir()
 
 
 def require_same(config: Config) -> None:

@@ -18,12 +18,12 @@ from fastkd.config_loading import arm_config, to_tree
 from fastkd.engine.datasets import RunData
 from fastkd.engine.environment import describe_environment
 from fastkd.engine.evaluate import inference_rate, predict
-from fastkd.engine.folder import is_finished, open_folder
+from fastkd.engine.folder import is_finished, open_folder, release_folder
 from fastkd.engine.loop import Job, train
 from fastkd.engine.setup import Workbench, prepare
 from fastkd.engine.state import has_checkpoint, load_checkpoint
 from fastkd.engine.threads import thread_count
-from fastkd.errors import CheckpointError
+from fastkd.errors import CheckpointError, ConfigError, DataError
 from fastkd.files import cannot_write, write_atomically
 from fastkd.models import Potential, save_model
 
@@ -51,6 +51,9 @@ def run(config: Config, console: Console | None = None) -> None:
         report = build_report(config.run.dir, resamples=config.compare.bootstrap, html=config.run.report)
     except OSError as error:
         raise CheckpointError(cannot_write(config.run.dir, error)) from error
+    except (ConfigError, DataError, CheckpointError):
+        release_folder(config.run.dir)
+        raise
     if console.is_terminal and console.width >= _TABLE_WIDTH:
         console.print(report.table())
     else:

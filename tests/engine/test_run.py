@@ -17,7 +17,7 @@ from fastkd.config_loading import load_config
 from fastkd.engine import loop
 from fastkd.engine.run import run
 from fastkd.engine.state import load_checkpoint
-from fastkd.errors import CheckpointError, ConfigError, UserError
+from fastkd.errors import CheckpointError, ConfigError, DataError, UserError
 from fastkd.models import load_model
 
 from .test_loop import curve_without_clock, same
@@ -170,3 +170,24 @@ def test_a_comparison_goes_on_where_it_stopped(
 def test_mistakes_that_only_data_can_show(config_file: Path, option: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         start(config_file, option)
+
+
+def test_a_run_that_fails_before_its_first_step_frees_its_folder(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="split 'tset'"):
+        start(config_file, "data.test_split=tset")
+    assert not (tmp_path / "run").exists()
+    start(config_file)  # the mended command may use the folder
+
+
+def test_a_comparison_that_fails_before_its_first_step_frees_its_folder(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tset"):
+        start(config_file, "compare.arms=[{name: alone}, {name: other}]", "data.test_split=tset")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failure_frees_nothing_that_was_made(config_file: Path, tmp_path: Path) -> None:
+    start(config_file)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError):
+        start(config_file, "run.resume=true", "train.steps=24", "data.path=nowhere.h5")
+    assert before == {path: path.stat().st_mtime_ns for path in before}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from fastkd.data.convert.source import SourceOptions, finite_or_none, require_file, stress_matrix
+from fastkd.data.convert.source import SourceOptions, finite_or_none, numeric, require_file, stress_matrix
 from fastkd.data.structure import Structure
 from fastkd.errors import DataError
 
@@ -46,7 +46,8 @@ def read_ase_db(path: Path, options: SourceOptions, seen: set[str] | None = None
 def _frames(path: Path) -> Iterator[Atoms]:
     from ase.io import iread
 
-    yield from iread(path, index=":")
+    # by itself, ASE takes what follows an @ in a file's name for a choice of structures
+    yield from iread(path, index=":", do_not_split_by_at_sign=True)
 
 
 def _rows(path: Path) -> Iterator[Atoms]:
@@ -87,10 +88,8 @@ def _guarded(frames: Iterator[Atoms], path: Path) -> Iterator[Atoms]:
             return
         # the readers of ASE raise whatever their parsing runs into
         except Exception as error:
-            reason = str(error) or type(error).__name__
-            raise DataError(
-                f"{path}, structure {number}: ASE cannot read it ({reason}). Mend the file, or stop before with --select 0:{number}."
-            ) from error
+            mend = f"Mend the file, or stop before with --select 0:{number}." if number else "Is it in a format that ASE reads, and whole?"
+            raise DataError(f"{path}, structure {number}: ASE cannot read it ({type(error).__name__}: {error}). {mend}") from error
         yield atoms
         number += 1
 
@@ -104,9 +103,11 @@ def _properties(atoms: Atoms) -> dict[str, Any]:
 def _structure(atoms: Atoms, properties: dict[str, Any], options: SourceOptions, where: str) -> Structure:
     results = atoms.calc.results if atoms.calc is not None else {}
     energy = properties.get(options.energy_key) if options.energy_key else results.get("energy")
-    forces = finite_or_none(properties.get(options.forces_key) if options.forces_key else results.get("forces"))
-    stress = finite_or_none(properties.get(options.stress_key) if options.stress_key else results.get("stress"))
-    if energy is not None and np.size(energy) != 1:
+    forces = properties.get(options.forces_key) if options.forces_key else results.get("forces")
+    forces = finite_or_none(forces, f"{where}: forces", "--forces-key")
+    stress = properties.get(options.stress_key) if options.stress_key else results.get("stress")
+    stress = finite_or_none(stress, f"{where}: a stress", "--stress-key")
+    if energy is not None and numeric(energy, f"{where}: the energy", "--energy-key").size != 1:
         raise DataError(
             f"{where}: the energy has shape {np.shape(energy)}, it must be one number. Name the right property with --energy-key."
         )

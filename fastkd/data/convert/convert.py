@@ -7,10 +7,11 @@ Example:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ class Report:
     with_forces: int
     splits: dict[str, int]  #: structures by split; "" counts those that belong to none
     content_hash: str
-    notes: list[str] = field(default_factory=list)  #: what looks wrong, for the user
 
 
 def convert(
@@ -53,6 +53,8 @@ def convert(
     licence: str = "",
     overwrite: bool = False,
     positions_dtype: str = "float32",
+    allow_missing_labels: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Convert one file.
 
@@ -66,16 +68,20 @@ def convert(
         licence: of the data.
         overwrite: replace an existing file.
         positions_dtype: float32 or float64.
+        allow_missing_labels: keep structures that lack an energy or forces.
+        progress: called with the number of structures so far.
 
     Raises:
-        DataError: if the source cannot be read or is empty, a unit is unknown, or the file cannot be written.
+        DataError: if the source cannot be read or is empty, lacks labels, a unit is unknown, or the file cannot be written.
     """
     options, plan = options or SourceOptions(), plan or SplitPlan()
+    if out.exists() and source.exists() and out.samefile(source):
+        raise DataError(f"{out} is the source itself. Choose another name for the data file.")
     facts = source_facts(source)
     units = _agreed_units(source, units, facts)
     seen: set[str] = set()
     systems: list[str] = []
-    counts: Counter[str] = Counter()
+    labels = _Labels()
     writer = DataWriter(
         out,
         level_of_theory=level_of_theory or facts.level_of_theory,
@@ -86,13 +92,16 @@ def convert(
         positions_dtype=positions_dtype,
     )
     with writer:
-        for structure in structures_of(source, options, seen):
-            writer.append(structure)
+        for number, structure in zip(_numbers(options.select), structures_of(source, options, seen), strict=False):
+            writer.append(structure, f"{source}, structure {number}")
             systems.append(structure.system)
-            counts["energy"] += math.isfinite(structure.energy)
-            counts["forces"] += structure.forces is not None
+            labels.count(structure, number)
+            if progress is not None:
+                progress(len(systems))
         if not systems:
             raise DataError(f"{source} has no structures" + (" in the part that --select takes." if options.select != slice(None) else "."))
+        if not allow_missing_labels:
+            labels.require(source, len(systems), seen)
         if plan.members:
             writer.set_splits(npz_splits(source, plan.members, len(systems)))
         elif not plan.given:
@@ -101,12 +110,42 @@ def convert(
         return Report(
             structures=len(data),
             atoms=int(data.atom_ptr[-1]),
-            with_energy=counts["energy"],
-            with_forces=counts["forces"],
+            with_energy=labels.found["energy"],
+            with_forces=labels.found["forces"],
             splits=dict(Counter(data.splits.tolist())),
             content_hash=data.content_hash,
-            notes=_notes(counts, len(systems), seen, data.level_of_theory),
         )
+
+
+def _numbers(part: slice) -> Iterator[int]:
+    """Numbers in the source of the structures that ``part`` takes."""
+    return itertools.count(part.start or 0, part.step or 1)
+
+
+class _Labels:
+    """Counts energies and forces on the way, and remembers who first had none."""
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+        self._first_without: dict[str, int] = {}
+
+    def count(self, structure: Structure, number: int) -> None:
+        for label, there in (("energy", math.isfinite(structure.energy)), ("forces", structure.forces is not None)):
+            self.found[label] += there
+            if not there:
+                self._first_without.setdefault(label, number)
+
+    def require(self, source: Path, structures: int, seen: set[str]) -> None:
+        """Raise DataError if there are not as many energies and forces as structures."""
+        for label, first in self._first_without.items():
+            names = sorted(seen)
+            has = ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "") if names else "nothing else"
+            if not self.found[label]:
+                what = f"no structure has {label}; the source has {has}. If one of them is the {label}, name it with --{label}-key;"
+            else:
+                missing = structures - self.found[label]
+                what = f"{missing:,} of {structures:,} structures have no finite {label} (first: {first}). Mend the source;"
+            raise DataError(f"{source}: {what} --allow-missing-labels keeps structures without labels, for distillation.")
 
 
 def structures_of(source: Path, options: SourceOptions, seen: set[str]) -> Iterator[Structure]:
@@ -130,7 +169,9 @@ def source_facts(source: Path) -> SourceFacts:
 
 def _agreed_units(source: Path, units: Units | None, facts: SourceFacts) -> Units:
     if units is None or facts.units is None:
-        return units or facts.units or Units()
+        chosen = units or facts.units or Units()
+        chosen.factors("the command line" if units else str(source))
+        return chosen
     asked, stated = units.factors("the command line"), facts.units.factors(str(source))
     if any(not math.isclose(asked[name], stated[name], rel_tol=1e-6) for name in ("energy", "positions")):
         raise DataError(
@@ -154,22 +195,3 @@ def provenance(source: Path, units: Units, options: SourceOptions, plan: SplitPl
         "split": split,
         "versions": {name: version(name) for name in ("ase", "numpy")},
     }
-
-
-def _notes(counts: Counter[str], structures: int, seen: set[str], level: str) -> list[str]:
-    notes = []
-    names = sorted(seen)
-    has = ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "") if names else "nothing else"
-    for label in ("energy", "forces"):
-        found = counts[label]
-        if not found:
-            notes.append(
-                f"no structure has {label}; the source has {has}. If one of them is the {label}, convert again with --{label}-key NAME"
-            )
-        elif found < structures:
-            notes.append(
-                f"{structures - found:,} of {structures:,} structures have no {label}; train on them with data.allow_missing_labels=true"
-            )
-    if not level:
-        notes.append("the level of theory is not stated; convert again with --level-of-theory, so that nobody mixes it with another")
-    return notes

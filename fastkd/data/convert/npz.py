@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastkd.data.convert.source import SourceFacts, SourceOptions, finite_or_none, periodicity, require_file, stress_matrix
+from fastkd.data.convert.source import SourceFacts, SourceOptions, finite_or_none, numeric, periodicity, require_file, stress_matrix
 from fastkd.data.structure import Structure
 from fastkd.data.units import Units
 from fastkd.errors import DataError
@@ -113,14 +113,16 @@ def _load(path: Path, only: tuple[str, ...] | None = None) -> dict[str, Array]:
                 )
             return {name: archive[name] for name in archive.files if only is None or name in only}
     except ValueError as error:
-        raise DataError(f"{path} holds Python objects, which are not loaded ({error}). Save it again with plain arrays.") from error
+        raise DataError(
+            f"{path} holds Python objects, which are not loaded, or is no npz file. Save it again with plain arrays."
+        ) from error
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} cannot be read as npz ({error}). Copy it again.") from error
 
 
 def _text(value: Array) -> str:
     item = value.item() if value.size == 1 else ""
-    return item.decode("utf-8") if isinstance(item, bytes) else str(item)
+    return item.decode("utf-8", errors="replace") if isinstance(item, bytes) else str(item)
 
 
 def _find(arrays: dict[str, Array], name: str, path: Path, key: str = "") -> Array | None:
@@ -140,8 +142,18 @@ def _need(arrays: dict[str, Array], name: str, path: Path) -> Array:
     return found
 
 
+def _whole(value: Array, what: str) -> Array:
+    """Whole numbers, which some programs keep as floats."""
+    numbers = numeric(value, what)
+    good = np.isfinite(numbers) & (numbers == np.floor(numbers))
+    if not good.all():
+        raise DataError(f"{what} must be whole numbers, got {numbers[~good][0]}. Mend the source.")
+    return numbers.astype(np.int64)
+
+
 def _table(arrays: dict[str, Array], path: Path, options: SourceOptions) -> _Table:
-    positions, numbers = _need(arrays, "positions", path), _need(arrays, "atomic_numbers", path)
+    positions = numeric(_need(arrays, "positions", path), f"{path}: positions")
+    numbers = _whole(_need(arrays, "atomic_numbers", path), f"{path}: atomic numbers")
     natoms = _find(arrays, "natoms", path)
     forces = _find(arrays, "forces", path, options.forces_key)
     if positions.ndim not in (2, 3) or positions.shape[-1] != 3:
@@ -150,7 +162,7 @@ def _table(arrays: dict[str, Array], path: Path, options: SourceOptions) -> _Tab
         raise DataError(f"{path}: forces have shape {forces.shape}, positions {positions.shape}; they must be equal.")
     flat = positions.reshape(-1, 3)
     if positions.ndim == 2:
-        counts = np.array([len(positions)]) if natoms is None else natoms.reshape(-1)
+        counts = np.array([len(positions)]) if natoms is None else _whole(natoms, f"{path}: natoms").reshape(-1)
         real = np.ones(len(flat), dtype=bool)
     else:
         frames, atoms = positions.shape[:2]
@@ -160,7 +172,7 @@ def _table(arrays: dict[str, Array], path: Path, options: SourceOptions) -> _Tab
         real = np.asarray(numbers).reshape(-1) != 0
         counts = real.reshape(frames, atoms).sum(axis=1) if numbers.shape == (frames, atoms) else np.zeros(0)
     numbers = np.asarray(numbers).reshape(-1)
-    if len(numbers) != len(flat) or counts.sum() != real.sum():
+    if len(numbers) != len(flat) or counts.sum() != real.sum() or (counts < 0).any():
         raise DataError(
             f"{path}: positions {positions.shape}, atomic numbers and natoms do not fit together: {len(numbers)} atomic numbers, natoms sum "
             f"to {int(counts.sum())}. Atomic numbers must be [n_atoms], or [n_frames, n_atoms] padded with 0."
@@ -184,14 +196,21 @@ def _per_structure(arrays: dict[str, Array], size: int, path: Path, options: Sou
     for name, value in found.items():
         if value is None:
             continue
+        row = {"cell": (3, 3), "pbc": (3,)}.get(name)
         # one cell, or one set of periodic directions, for all frames
-        shared = {"cell": (3, 3), "pbc": (3,)}.get(name)
-        rows = np.broadcast_to(value, (size, *value.shape)) if value.shape == shared and not (size == 3 and name == "pbc") else value
-        if len(rows) != size if rows.ndim else True:
+        rows = np.broadcast_to(value, (size, *value.shape)) if value.shape == row else value
+        if rows.ndim == 0 or len(rows) != size:
             raise DataError(f"{path}: {name} has shape {value.shape}, but there are {size} structures.")
+        if row is not None and rows.shape[1:] != row:
+            raise DataError(f"{path}: {name} has shape {value.shape}, must be {list(row)} or {[size, *row]}.")
+        if name == "cell":
+            numeric(rows, f"{path}: cell")
+        if name == "pbc" and rows.dtype.kind not in "biu":
+            raise DataError(f"{path}: pbc holds {rows.dtype}, must hold true and false. Mend the source, or tell with --pbc.")
         table[name] = rows
     energy = table.get("energy")
     if energy is not None:
+        numeric(energy, f"{path}: energy", "--energy-key")
         if energy.size != size:
             raise DataError(
                 f"{path}: energy has shape {energy.shape}, {size} structures need one number each. Name another with --energy-key."
@@ -204,15 +223,16 @@ def _structure(table: _Table, index: int, path: Path, options: SourceOptions) ->
     atoms = slice(int(table.ptr[index]), int(table.ptr[index + 1]))
     row = {name: rows[index] for name, rows in table.per_structure.items()}
     cell = row.get("cell")
-    stress = finite_or_none(row.get("stress"))
+    where = f"{path}, structure {index}"
+    stress = finite_or_none(row.get("stress"), f"{where}: a stress", "--stress-key")
     return Structure(
         atomic_numbers=table.atomic_numbers[atoms],
         positions=table.positions[atoms],
         cell=None if cell is None else np.asarray(cell, dtype=np.float64),
         pbc=np.asarray(row["pbc"], dtype=bool) if "pbc" in row and not options.pbc else periodicity(cell, options.pbc),
         energy=float(row.get("energy", np.nan)),
-        forces=finite_or_none(None if table.forces is None else table.forces[atoms]),
-        stress=None if stress is None else stress_matrix(stress, f"{path}, structure {index}"),
-        split=str(row.get("split", "")),
-        system=str(row["system"]) if "system" in row else options.system,
+        forces=finite_or_none(None if table.forces is None else table.forces[atoms], f"{where}: forces", "--forces-key"),
+        stress=None if stress is None else stress_matrix(stress, where),
+        split=_text(np.asarray(row.get("split", ""))),
+        system=_text(np.asarray(row["system"])) if "system" in row else options.system,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ def stress_matrix(value: npt.ArrayLike, where: str) -> npt.NDArray[np.float64]:
     Raises:
         DataError: if it has another shape.
     """
-    stress = np.asarray(value, dtype=np.float64)
+    stress = numeric(value, f"{where}: a stress", "--stress-key")
     if stress.size == 6:
         xx, yy, zz, yz, xz, xy = stress.ravel()
         return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
@@ -93,9 +94,32 @@ def require_file(path: Path) -> None:
         raise DataError(f"{path}: no such file. Give the path of an extxyz, npz or ASE database file, or of anything else that ASE reads.")
 
 
-def finite_or_none(value: npt.ArrayLike | None) -> npt.NDArray[np.floating] | None:
-    """An array, or None where it is missing or not finite: such a label is no label."""
+def numeric(value: npt.ArrayLike, what: str, option: str = "") -> npt.NDArray[Any]:
+    """An array of real numbers.
+
+    Args:
+        value: anything that a source holds.
+        what: it is, for the message.
+        option: that names another property, for the message.
+
+    Raises:
+        DataError: if it holds text, complex numbers or anything else.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        example = str(array.ravel()[0]) if array.size else ""
+        mend = f"Name another property with {option}." if option else "Mend the source."
+        raise DataError(f"{what} must hold real numbers, not {array.dtype} such as {example[:40]!r}. {mend}")
+    return array
+
+
+def finite_or_none(value: npt.ArrayLike | None, what: str, option: str) -> npt.NDArray[Any] | None:
+    """An array, or None where it is missing or not finite: such a label is no label.
+
+    Raises:
+        DataError: if it holds anything but real numbers; ``what`` and ``option`` are those of `numeric`.
+    """
     if value is None:
         return None
-    array = np.asarray(value)
+    array = numeric(value, what, option)
     return array if np.isfinite(array).all() else None
