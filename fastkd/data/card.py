@@ -25,6 +25,7 @@ from fastkd.data.structure import Structure
 LARGE_FORCE = 50.0
 #: Structures of each split that are looked at; of more, evenly spaced ones.
 MAX_STRUCTURES = 20_000
+_ORDER = {"train": 0, "val": 1, "test": 2}
 #: Structures whose neighbours are counted.
 _SAMPLED = 200
 
@@ -120,7 +121,9 @@ def _thinned(indices: np.ndarray) -> np.ndarray:
 
 def _groups(data: DataFile, selection: Selection | None) -> dict[str, np.ndarray]:
     if selection is None:
-        return {name or "(no split)": np.flatnonzero(data.splits == name) for name in dict.fromkeys(data.splits.tolist())}
+        # in the usual order, then as they come
+        names = sorted(dict.fromkeys(data.splits.tolist()), key=lambda name: _ORDER.get(name, len(_ORDER)))
+        return {name or "(no split)": np.flatnonzero(data.splits == name) for name in names}
     named = {"train": selection.labelled, "unlabelled": selection.unlabelled, "val": selection.val, "test": selection.test}
     return {name: indices for name, indices in named.items() if len(indices)}
 

@@ -89,6 +89,10 @@ def with_value(index: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
+def add_cells(change: Callable[[np.ndarray], object]) -> Callable[[h5py.File], None]:
+    return lambda file: file.__setitem__("cell", change(np.zeros((20, 3, 3))))
+
+
 def unit(name: str, value: str) -> Callable[[h5py.File], None]:
     return lambda file: file[name].attrs.__setitem__("unit", value)
 
@@ -149,6 +153,7 @@ def test_refused_when_opened(path: Path, change: Callable[[h5py.File], None], me
     ("change", "message"),
     [
         (rewrite("positions", with_value(42, np.nan)), r"positions are not finite in structure 8 \(atom 42\)"),
+        (add_cells(with_value(7, np.nan)), "the cell of structure 7 is not finite"),
         (rewrite("positions", with_value(0, np.inf)), r"positions are not finite in structure 0 \(atom 0\)"),
         (rewrite("atomic_numbers", with_value(99, 0)), r"atomic numbers are not between 1 and 118 in structure 19 \(atom 99\)"),
         (rewrite("atomic_numbers", with_value(5, 200)), r"atomic numbers .* in structure 1 \(atom 5\)"),

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastkd.cli import main
 from fastkd.data import DataFile
+from fastkd.models.factory import save_model
+from fastkd.models.painn import PaiNN, PaiNNOptions
 
 from .common import molecule, write
 
@@ -20,7 +23,12 @@ def test_convert_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["convert", WATER, str(out), "--level-of-theory", "GFN2-xTB", "--split", "0.6,0.2,0.2", "--system", "water"]) == 0
     said = capsys.readouterr().out
     assert "40 structures, 120 atoms" in said
-    assert "train 24" in said
+    assert "40 energies [eV], 40 structures with forces [eV/Å]" in said
+    assert [line.split()[:3] for line in said.splitlines() if line.startswith(("train", "val", "test"))] == [
+        ["train", "24", "72"],
+        ["val", "8", "24"],
+        ["test", "8", "24"],
+    ]
     assert "warning" not in said
     assert main(["inspect", str(out)]) == 0
     said = capsys.readouterr().out
@@ -52,6 +60,46 @@ def test_mistakes_exit_2_and_leave_no_file(tmp_path: Path, capsys: pytest.Captur
     assert main(["convert", WATER, str(tmp_path / "out.h5"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_missing_labels_have_to_be_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "a.xyz", tmp_path / "out.h5"
+    source.write_text("2\n\nH 0 0 0\nH 0 0 0.8\n")
+    assert main(["convert", str(source), str(out)]) == 2
+    assert "--allow-missing-labels" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["convert", str(source), str(out), "--allow-missing-labels"]) == 0
+    said = capsys.readouterr().out
+    assert "0 energies [eV], 0 structures with forces" in said
+    assert "warning: 1 structure has no energy or forces" in said
+    assert "warning: the file does not state its level of theory; convert again with --level-of-theory" in said
+
+
+def test_progress_is_shown_on_a_terminal_only(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastkd.data.commands._EVERY", 1)
+    assert main(["convert", WATER, str(tmp_path / "quiet.h5")]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["convert", WATER, str(tmp_path / "told.h5")]) == 0
+    said = capsys.readouterr()
+    assert "water.extxyz 40 structures" in said.err
+    assert "water.extxyz 40 structures" not in said.out
+
+
+def test_inspect_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    file = save_model(PaiNN(PaiNNOptions(width=8, layers=1, radial=4, cutoff=4.0)), tmp_path / "model", {"made_by": "a test"})
+    for path in (file, file.parent):
+        assert main(["inspect", str(path)]) == 0
+        header = json.loads(capsys.readouterr().out)
+        assert header["architecture"] == "painn"
+        assert header["options"]["width"] == 8
+        assert header["provenance"] == {"made_by": "a test"}
+    file.write_bytes(file.read_bytes()[:100])
+    for path, message in ((file, "truncated"), (tmp_path, "no checkpoint at"), (tmp_path / "absent.safetensors", "no checkpoint at")):
+        assert main(["inspect", str(path)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_existing_file_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,6 @@ def test_files_that_ase_writes(tmp_path: Path, name: str) -> None:
             source.write_bytes(gzip.compress((tmp_path / "a.extxyz").read_bytes()))
     report = convert(source, tmp_path / "out.h5", options=KEYS, level_of_theory="made up")
     assert (report.structures, report.with_energy, report.with_forces) == (4, 4, 4)
-    assert report.notes == []
     check(tmp_path / "out.h5", SOURCES)
     with DataFile(tmp_path / "out.h5") as data:
         assert data.provenance["source"] == name
@@ -81,9 +80,11 @@ def test_names_of_ones_own(tmp_path: Path) -> None:
     del frames[1].arrays["dft_forces"]
     ase.io.write(tmp_path / "a.extxyz", frames)
     options = SourceOptions(energy_key="dft_energy", forces_key="dft_forces", system="chain")
-    report = convert(tmp_path / "a.extxyz", tmp_path / "out.h5", options=options, level_of_theory="x")
+    with pytest.raises(DataError, match=r"1 of 2 structures have no finite forces \(first: 1\).*--allow-missing-labels"):
+        convert(tmp_path / "a.extxyz", tmp_path / "out.h5", options=options)
+    assert not (tmp_path / "out.h5").exists()
+    report = convert(tmp_path / "a.extxyz", tmp_path / "out.h5", options=options, level_of_theory="x", allow_missing_labels=True)
     assert (report.with_energy, report.with_forces) == (2, 1)
-    assert "1 of 2 structures have no forces" in report.notes[0]
     with DataFile(tmp_path / "out.h5") as data:
         assert data[0].energy == pytest.approx(SOURCES[0].energy - 1)
         np.testing.assert_allclose(data[0].forces, 2 * SOURCES[0].forces, atol=1e-6)
@@ -98,11 +99,62 @@ def test_labels_that_nobody_finds_are_pointed_out(tmp_path: Path) -> None:
     atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
     atoms.info["REF_energy"] = -3.0
     ase.io.write(tmp_path / "a.extxyz", [atoms])
-    report = convert(tmp_path / "a.extxyz", tmp_path / "out.h5")
-    assert report.with_energy == 0
-    assert "no structure has energy; the source has REF_energy" in report.notes[0]
-    assert "--energy-key" in report.notes[0]
-    assert any("level of theory is not stated" in note for note in report.notes)
+    with pytest.raises(DataError, match=r"no structure has energy; the source has REF_energy\..*--energy-key; --allow-missing-labels"):
+        convert(tmp_path / "a.extxyz", tmp_path / "out.h5")
+    assert [item.name for item in tmp_path.iterdir()] == ["a.extxyz"]
+    report = convert(tmp_path / "a.extxyz", tmp_path / "out.h5", allow_missing_labels=True)
+    assert (report.structures, report.with_energy, report.with_forces) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("properties", "options", "message"),
+    [
+        ("energy=abc", SourceOptions(), "the energy must hold real numbers, not .*'abc'.*--energy-key"),
+        ("energy=1 e=abc", SourceOptions(energy_key="e"), "the energy must hold real numbers, not .*'abc'.*--energy-key"),
+        ('energy="1 2 3"', SourceOptions(), r"the energy has shape \(3,\).*--energy-key"),
+        ("energy=1 f=abc", SourceOptions(forces_key="f"), "forces must hold real numbers, not .*'abc'.*--forces-key"),
+        ("energy=1 s=abc", SourceOptions(stress_key="s"), "a stress must hold real numbers, not .*'abc'.*--stress-key"),
+        ('energy=1 s="1 2 3"', SourceOptions(stress_key="s"), r"a stress has 6 or 9 numbers, this one has shape \(3,\).*--stress-key"),
+        ('energy=1 Lattice="nan 0 0 0 5 0 0 0 5"', SourceOptions(), "cell is not finite"),
+    ],
+)
+def test_labels_of_the_wrong_kind(tmp_path: Path, properties: str, options: SourceOptions, message: str) -> None:
+    source = tmp_path / "a.extxyz"
+    source.write_text(f'2\nProperties=species:S:1:pos:R:3:forces:R:3 {properties} pbc="F F F"\nH 0 0 0 0 0 1\nH 0 0 0.8 0 0 -1\n')
+    with pytest.raises(DataError, match=rf"a\.extxyz, structure 0: {message}"):
+        convert(source, tmp_path / "out.h5", options=options)
+    assert [item.name for item in tmp_path.iterdir()] == ["a.extxyz"]
+
+
+@pytest.mark.parametrize("select", [slice(None), slice(1, None, 2)])
+def test_a_broken_structure_is_called_by_its_number_in_the_source(tmp_path: Path, select: slice) -> None:
+    broken = molecule(3, split="", system="", positions=np.full((5, 3), np.nan))
+    sources = [molecule(n, split="", system="") for n in range(3)] + [broken]
+    ase.io.write(tmp_path / "a.extxyz", [atoms_of(s) for s in sources])
+    positions = np.stack([s.positions for s in sources])
+    np.savez(tmp_path / "a.npz", z=broken.atomic_numbers, R=positions, E=np.zeros(4), F=np.zeros_like(positions))
+    for name in ("a.extxyz", "a.npz"):
+        with pytest.raises(DataError, match=rf"{name}, structure 3: positions are not finite"):
+            convert(tmp_path / name, tmp_path / "out.h5", options=SourceOptions(select=select))
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize("name", ["run@1.extxyz", "run@0.xyz", "run[1].extxyz", "Ä b.EXTXYZ"])
+def test_names_of_files_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
+    ase.io.write(tmp_path / "a.extxyz", [atoms_of(SOURCES[0])])
+    (tmp_path / "a.extxyz").rename(tmp_path / name)
+    convert(tmp_path / name, tmp_path / "out.h5", options=KEYS)
+    check(tmp_path / "out.h5", SOURCES[:1])
+
+
+def test_a_source_is_never_replaced_by_its_conversion(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **flat())
+    before = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "link.npz").symlink_to("a.npz")
+    for out in ("a.npz", "link.npz"):
+        with pytest.raises(DataError, match="is the source itself"):
+            convert(tmp_path / "a.npz", tmp_path / out, overwrite=True)
+    assert (tmp_path / "a.npz").read_bytes() == before
 
 
 def test_constraints_do_not_remove_forces(tmp_path: Path) -> None:
@@ -177,6 +229,18 @@ def test_npz_with_units_and_theory_of_its_own(tmp_path: Path) -> None:
         convert(tmp_path / "a.npz", tmp_path / "no.h5", units=Units())
 
 
+def test_npz_with_texts_as_bytes_and_numbers_as_floats(tmp_path: Path) -> None:
+    source = flat()
+    arrays = {"atomic_numbers": source["atomic_numbers"].astype(float), "natoms": source["natoms"].astype(float)}
+    np.savez(tmp_path / "a.npz", **(source | arrays), part=np.array([b"train", b"val"] * 3), mol=np.array(["a", "b"] * 3), theory=b"\xff")
+    convert(tmp_path / "a.npz", tmp_path / "out.h5", options=SourceOptions(split_key="part", system_key="mol"))
+    with DataFile(tmp_path / "out.h5") as data:
+        assert data.splits.tolist() == ["train", "val"] * 3
+        assert data.systems.tolist() == ["a", "b"] * 3
+        assert data[1].atomic_numbers.tolist() == molecule(1, atoms=4).atomic_numbers.tolist()
+        assert data.level_of_theory == "\ufffd"
+
+
 def test_npz_crystals(tmp_path: Path) -> None:
     cell = np.diag([4.0, 5.0, 0.0])
     arrays = flat(cell=np.stack([cell] * 6), stress=np.arange(36.0).reshape(6, 6))
@@ -220,6 +284,23 @@ def test_splits_listed_in_the_source(tmp_path: Path) -> None:
         ({"energy": np.zeros(4)}, r"energy has shape \(4,\), but there are 6 structures"),
         ({"energy": np.zeros((6, 2))}, "need one number each"),
         ({"energy": np.array([None] * 6)}, "Python objects"),
+        ({"energy": np.array(list("abcdef"))}, "energy must hold real numbers, not <U1 such as 'a'.*--energy-key"),
+        ({"energy": np.zeros(6, complex)}, "energy must hold real numbers, not complex128"),
+        ({"positions": np.full((24, 3), "x")}, "positions must hold real numbers"),
+        ({"forces": np.full((24, 3), "x")}, "forces must hold real numbers"),
+        ({"atomic_numbers": np.array(["H"] * 24)}, "atomic numbers must hold real numbers, not <U1 such as 'H'"),
+        ({"atomic_numbers": np.full(24, 1.5)}, "atomic numbers must be whole numbers, got 1.5"),
+        ({"atomic_numbers": np.full(24, np.nan)}, "atomic numbers must be whole numbers, got nan"),
+        ({"atomic_numbers": np.full(24, 257)}, "atomic numbers must be 1 to 118, got 257"),
+        ({"natoms": np.array([-3, 11, 3, 4, 5, 4])}, "do not fit together"),
+        ({"natoms": np.array([2.5, 4.5, 5, 3, 4, 5])}, "natoms must be whole numbers, got 2.5"),
+        ({"natoms": np.array([0, 7, 5, 3, 4, 5])}, "structure 0 has no atoms"),
+        ({"cell": np.zeros((6, 6))}, r"cell has shape \(6, 6\), must be \[3, 3\] or \[6, 3, 3\]"),
+        ({"cell": np.full((3, 3), np.nan)}, "cell is not finite"),
+        ({"cell": np.full((3, 3), "x")}, "cell must hold real numbers"),
+        ({"pbc": np.ones((6, 2), bool)}, r"pbc has shape \(6, 2\), must be \[3\] or \[6, 3\]"),
+        ({"pbc": np.array(["T", "T", "F"])}, "pbc holds <U1.*--pbc"),
+        ({"e_unit": "foo", "r_unit": "Å"}, r"a\.npz: unknown energy unit 'foo'"),
     ],
 )
 def test_npz_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

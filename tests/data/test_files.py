@@ -132,14 +132,37 @@ def test_unknown_units(tmp_path: Path, units: Units, message: str) -> None:
         ({"forces": np.zeros((5, 2))}, r"structure 1: forces has shape \(5, 2\)"),
         ({"positions": np.full((5, 3), np.nan)}, "structure 1: positions are not finite"),
         ({"positions": np.full((5, 3), np.inf)}, "structure 1: positions are not finite"),
-        ({"atomic_numbers": np.zeros(5, int)}, "atomic numbers must be 1 to 118, got 0 to 0"),
+        ({"atomic_numbers": np.zeros(5, int)}, "atomic numbers must be 1 to 118, got 0"),
         ({"atomic_numbers": np.zeros(0, int), "positions": np.zeros((0, 3)), "forces": None}, "structure 1 has no atoms"),
         ({"cell": np.zeros((3, 2))}, "cell has shape"),
+        ({"cell": np.full((3, 3), np.inf)}, "structure 1: cell is not finite"),
+        ({"atomic_numbers": np.full(5, np.nan)}, "structure 1: atomic numbers must be 1 to 118, got nan"),
+        ({"atomic_numbers": np.full(5, 6.5)}, "structure 1: atomic numbers must be 1 to 118, got 6.5"),
+        ({"system": "a\0b"}, r"structure 1: its system 'a\\x00b' cannot be kept as UTF-8 text"),
+        ({"split": "a\udcff"}, "structure 1: its split .* cannot be kept as UTF-8 text"),
     ],
 )
 def test_malformed_structures_leave_no_file(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         write(tmp_path / "bad.h5", [molecule(0), molecule(1, **changes)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["level_of_theory", "licence"])
+def test_texts_that_hdf5_cannot_keep(tmp_path: Path, name: str) -> None:
+    for text in ("PBE\0", "PBE\udcff"):
+        with pytest.raises(DataError, match="cannot be kept as UTF-8 text"):
+            DataWriter(tmp_path / "x.h5", **{"level_of_theory": "x", name: text})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_while_the_file_is_closed_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer_module, "content_hash", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "x.h5", [molecule(0)])
     assert not list(tmp_path.iterdir())
 
 
