@@ -7,9 +7,10 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,9 @@ from fastkd.data.structure import Structure
 from fastkd.errors import DataError
 
 Ints = npt.NDArray[np.int64]
+
+#: What h5py raises when HDF5 meets bytes that make no sense, depending on where it meets them.
+_DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 
 _NUMPY_KINDS = {"integer": "iu", "float": "f", "bool": "b", "text": "OS"}
 
@@ -46,11 +50,17 @@ class DataFile:
         if not self.path.is_file():
             raise DataError(f"{path}: no such file. Give the path of an HDF5 data file, or 'embedded' for the data that ships with fastkd.")
         file = self._open()
-        self._check_header(file)
-        #: properties that the file has
-        self.fields: tuple[str, ...] = tuple(name for name in FIELDS if name in file)
-        self.atom_ptr: Ints = self._pointers(file["atom_ptr"])
-        self._check_arrays(file)
+        try:
+            with self._damage("its header"):
+                self._check_header(file)
+                #: properties that the file has
+                self.fields: tuple[str, ...] = tuple(name for name in FIELDS if name in file)
+                self.atom_ptr: Ints = self._pointers(file["atom_ptr"])
+                self._check_arrays(file)
+        except BaseException:
+            # while a refused file stays open, HDF5 hands out what it remembers of it, even when a good copy has taken its place
+            self.close()
+            raise
 
     @property
     def file(self) -> h5py.File:
@@ -78,11 +88,24 @@ class DataFile:
             ) from error
         return self._file
 
+    @contextlib.contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        """Report failures of HDF5 as DataError."""
+        try:
+            yield
+        except _DAMAGE as error:
+            reason = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError quotes its message
+            raise DataError(
+                f"{self.path}: {what} cannot be read ({reason}). The file is damaged; copy it again, or convert its source."
+            ) from error
+
     def close(self) -> None:
         """Close this process's handle; the next access opens it again."""
         self._datasets = {}
         if self._file is not None and self._pid == os.getpid():
-            self._file.close()
+            # HDF5 may fail to close a damaged file; it was only read, so nothing is lost
+            with contextlib.suppress(*_DAMAGE):
+                self._file.close()
         self._file = None
 
     def __enter__(self) -> Self:
@@ -97,8 +120,9 @@ class DataFile:
     # what a file says of itself
 
     def attribute(self, name: str, default: str = "") -> str:
-        value = self.file.attrs.get(name, default)
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        with self._damage(f"the attribute {name!r}"):
+            value = self.file.attrs.get(name, default)
+            return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
     @property
     def level_of_theory(self) -> str:
@@ -126,15 +150,11 @@ class DataFile:
         Raises:
             DataError: if they cannot be read, because the file is damaged or went away.
         """
-        try:
+        with self._damage(name):
             file = self.file
             if name not in self._datasets:
                 self._datasets[name] = file[name]
             rows: npt.NDArray[Any] = self._datasets[name][part]
-        except (OSError, KeyError) as error:
-            raise DataError(
-                f"{self.path}: {name} cannot be read ({error}). The file is damaged; copy it again, or convert its source."
-            ) from error
         return rows
 
     def __len__(self) -> int:
@@ -206,12 +226,8 @@ class DataFile:
         Raises:
             DataError: if they differ.
         """
-        try:
+        with self._damage("its content"):
             found = content_hash(self.file)
-        except OSError as error:
-            raise DataError(
-                f"{self.path} cannot be read to its end ({error}). It is damaged; copy it again, or convert its source."
-            ) from error
         if found != self.content_hash:
             raise DataError(
                 f"{self.path}: the content hash is {found[:12]}…, the file says {self.content_hash[:12] or 'nothing'}…: it was changed after "

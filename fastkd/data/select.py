@@ -51,7 +51,11 @@ def open_data_file(path: str) -> DataFile:
         DataError: if it is not there, or not as it should be.
     """
     data = DataFile(data_path(path))
-    data.check_values()
+    try:
+        data.check_values()
+    except BaseException:
+        data.close()
+        raise
     return data
 
 
