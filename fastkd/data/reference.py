@@ -43,20 +43,22 @@ def compositions(structures: Sequence[Structure]) -> Floats:
     return counts
 
 
-def fit_reference(counts: Floats, energy: Floats) -> References:
-    """Least squares of energy on composition; the shortest solution where compositions do not determine one.
+def fit_reference(counts: Floats, energy: Floats, prior: Floats | None = None) -> References:
+    """Least squares of energy on composition; of all solutions, the one nearest to ``prior`` where compositions do not determine one.
 
-    A single molecule determines only the sum over its atoms: the shortest solution then spreads its mean energy over the atoms in
-    proportion to their counts, which serves the network as well as any other.
+    A single molecule determines only the sum over its atoms. The totals do not care how it is shared among the elements, but the energies of
+    single atoms do: a student that is compared with its teacher atom by atom takes the teacher's references as ``prior``.
 
     Args:
         counts: [n, 119].
         energy: total energies, [n] eV.
+        prior: energies by atomic number, [119] eV; zero if None.
     """
     known = counts.any(axis=0)
-    energies = np.zeros(MAX_ATOMIC_NUMBER + 1)
+    start = np.zeros(MAX_ATOMIC_NUMBER + 1) if prior is None else np.where(known, prior, 0.0)
+    energies = start.copy()
     if known.any():
-        energies[known] = np.linalg.lstsq(counts[:, known], energy, rcond=1e-10)[0]
+        energies[known] += np.linalg.lstsq(counts[:, known], energy - counts @ start, rcond=1e-10)[0]
     return References(energies, known, "fit")
 
 

@@ -16,7 +16,7 @@ from fastkd.data.batch import Batch
 from fastkd.data.card import make_card
 from fastkd.data.dataset import StructureDataset
 from fastkd.data.reader import DataFile
-from fastkd.data.reference import References, force_rms, make_references
+from fastkd.data.reference import References, compositions, fit_reference, force_rms, make_references
 from fastkd.data.sampler import BatchSampler, Caps
 from fastkd.data.select import elements, select
 from fastkd.errors import DataError
@@ -69,6 +69,7 @@ class RunData:
         energy = np.array([structure.energy for structure in labelled], dtype=np.float64)
         self.references: References = make_references(config.data.reference_energies, labelled, energy, str(file.path))
         self.energy_scale = force_rms(labelled)
+        self._counts, self._energy = compositions(labelled), energy
 
     @property
     def hash(self) -> str:
@@ -119,9 +120,16 @@ class RunData:
         return list(self._moved(self.dataset(cutoff), self.selection.test))
 
     def apply_references(self, student: Potential, teacher: Potential | None) -> None:
-        """Give a student its reference energies, energy scale and known elements; without any label they are the teacher's."""
+        """Give a student its reference energies, energy scale and known elements.
+
+        Fitted references are as near to the teacher's as the labels allow, so that energies of single atoms can be compared; without any
+        label they are the teacher's.
+        """
         if len(self.selection.labelled) or teacher is None:
-            student.reference_energy.copy_(torch.from_numpy(self.references.energies))
+            references = self.references
+            if teacher is not None and references.how == "fit":
+                references = fit_reference(self._counts, self._energy, prior=teacher.reference_energy.cpu().numpy())
+            student.reference_energy.copy_(torch.from_numpy(references.energies))
             student.energy_scale.fill_(self.energy_scale)
         else:
             student.reference_energy.copy_(teacher.reference_energy)

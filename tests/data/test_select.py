@@ -205,3 +205,16 @@ def test_the_embedded_data() -> None:
     # internal forces sum to zero
     total = [np.abs(s.forces.sum(axis=0)).max() for s in data.read(chosen.labelled)]
     assert max(total) < 1e-3
+
+
+def test_references_stay_near_a_prior_that_compositions_do_not_contradict():
+    counts = np.zeros((4, 119))
+    counts[:, [1, 6, 8]] = 6, 2, 1  # one molecule: only the sum is determined
+    energy = np.array([-310.0, -309.8, -310.2, -310.0])
+    prior = np.zeros(119)
+    prior[[1, 6, 8]] = -13.0, -59.0, -108.0
+    near, plain = fit_reference(counts, energy, prior).energies, fit_reference(counts, energy).energies
+    np.testing.assert_allclose(counts @ near, counts @ plain)
+    assert np.abs(near - prior).max() < 3.0
+    assert np.abs(plain - prior).max() > 20.0
+    assert not near[[7, 9]].any()
