@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
 from fastkd.data.batch import Batch
@@ -96,8 +95,3 @@ class StructureDataset:
             atoms += size
         if chunk:
             yield self.batch(chunk)
-
-    def labels(self, indices: Sequence[int]) -> tuple[np.ndarray, list[Structure]]:
-        """Total energies [n] eV (float64) and the structures, for statistics."""
-        structures = [piece.structure for piece in self.pieces(indices)]
-        return np.array([float(s.energy) for s in structures], dtype=np.float64), structures
