@@ -150,3 +150,16 @@ def save_inputs(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     """A `setup_context` that keeps every tensor input, and the rest in ``ctx.rest``, in order."""
     ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
     ctx.rest = tuple(value for value in inputs if not isinstance(value, Tensor))
+
+
+def wanted(ctx: Any, position: int) -> bool:
+    """Whether the backward pass under way will use the gradient of the tensor argument at ``position`` (None does not count).
+
+    ``needs_input_grad`` says that a tensor requires grad; a force pass, which differentiates by positions alone, leaves the gradients
+    of all parameters unused all the same. Where the engine cannot tell, the answer is yes.
+    """
+    try:
+        node = ctx.next_functions[position][0]
+        return node is not None and bool(torch._C._will_engine_execute_node(node))
+    except (AttributeError, IndexError, RuntimeError):
+        return True

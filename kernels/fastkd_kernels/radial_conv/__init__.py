@@ -1,0 +1,1 @@
+"""Convolutions whose filter is a table of splines over the distance."""
