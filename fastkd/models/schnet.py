@@ -10,18 +10,23 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from fastkd_kernels import cfconv, paired_cfconv
+from fastkd_kernels.radial_conv.op import radial_conv
+from fastkd_kernels.radial_conv.places import RadialIndex
+from fastkd_kernels.radial_specs import BasisSpec, EnvelopeSpec, FilterMLP
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastkd.data.batch import Batch
+from fastkd.data.batch import Batch, NeighborGraph
 
 from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, Potential, Readout
-from .layers import BasisKind, Envelope, EnvelopeKind, RadialBasis, ShiftedSoftplus, attach_derivative, dense, safe_length, with_bias
+from .layers import FilterTables, BasisKind, Envelope, EnvelopeKind, RadialBasis, ShiftedSoftplus, attach_derivative, dense, safe_length, with_bias
 
 LOG_2 = math.log(2.0)
 
@@ -105,6 +110,11 @@ class FilterNetwork(nn.Module):
         """[n, radial], [n, 1] → [n, filters]."""
         return self.second(self.act(self.first(basis))) * cut
 
+    @property
+    def network(self) -> FilterMLP:
+        """The two layers as the kernels take them."""
+        return FilterMLP(self.first.weight, self.first.bias, self.second.weight, self.second.bias, "shifted_softplus")
+
     def carried(self, length: Tensor, basis: Tensor, factor: Tensor) -> Tensor:
         """The same with its derivative attached to ``length`` [n].
 
@@ -142,6 +152,9 @@ class SchNet(Potential):
         self.basis = RadialBasis(options.basis, options.radial, options.cutoff)
         self.envelope = Envelope(options.envelope, options.cutoff, options.envelope_exponent)
         self.interactions = nn.ModuleList(Interaction(options) for _ in range(options.layers))
+        self.tables = FilterTables(
+            BasisSpec(options.basis, options.radial, options.cutoff), EnvelopeSpec(options.envelope, options.cutoff, options.envelope_exponent)
+        )
         half = max(1, options.width // 2)
         self.energy_head = nn.Sequential(dense(options.width, half), ShiftedSoftplus(), dense(half, 1))
 
@@ -157,13 +170,12 @@ class SchNet(Potential):
         graph = batch.graph(self.cutoff)
         pairs = graph.pairs
         length = safe_length(edge_vector if pairs is None else edge_vector[graph.pair_edge])
-        filters = self._filters(length, carried=edge_vector.is_leaf and edge_vector.requires_grad)
+        convolve = self._convolutions(length, graph, carried=edge_vector.is_leaf and edge_vector.requires_grad)
 
         scalar: Tensor = self.embedding(batch.atomic_numbers)
         layers = [scalar]
-        for block, weight in zip(self.interactions, filters, strict=True):
-            x = block.before(scalar)
-            message = cfconv(x, weight, graph.csr) if pairs is None else paired_cfconv(x, weight, pairs, graph.csr)
+        for block, convolution in zip(self.interactions, convolve, strict=True):
+            message = convolution(block.before(scalar))
             scalar = scalar + block.last(block.act(block.after(message)))
             layers.append(scalar)
 
@@ -172,6 +184,19 @@ class SchNet(Potential):
             atoms = (batch.atom_ptr[1:] - batch.atom_ptr[:-1]).to(atom_energy.dtype)
             atom_energy = atom_energy / atoms[batch.graph_index]
         return Readout(atom_energy, None, Features(scalar, layers=tuple(layers)))
+
+    def _convolutions(self, length: Tensor, graph: NeighborGraph, *, carried: bool) -> list[Callable[[Tensor], Tensor]]:
+        """One per block, [n_atoms, filters] → the same."""
+        pairs, csr = graph.pairs, graph.csr
+        found = self.tables([block.filter.network for block in self.interactions], length)
+        if found is not None:
+            grid, tables = found
+            index = RadialIndex.from_lengths(length, grid, csr, pairs)
+            return [partial(radial_conv, edge_length=length, table=table, index=index) for table in tables]
+        weights = self._filters(length, carried=carried)
+        if pairs is None:
+            return [partial(cfconv, weight=weight, graph=csr) for weight in weights]
+        return [partial(paired_cfconv, pair_weight=weight, pairs=pairs, graph=csr) for weight in weights]
 
     def _filters(self, length: Tensor, *, carried: bool) -> list[Tensor]:
         """[n_pairs] Å → one [n_pairs, filters] per block."""

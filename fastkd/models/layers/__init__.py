@@ -3,6 +3,7 @@
 from .activations import Activation, ScaledSiLU, ShiftedSoftplus, activation
 from .filters import attach_derivative, rows_of, with_bias
 from .mlp import GatedEquivariantBlock, dense, safe_length, vector_norm
+from .tables import FilterMethod, FilterTables
 from .radial import BasisKind, Envelope, EnvelopeKind, RadialBasis
 
 __all__ = [

@@ -1,0 +1,257 @@
+"""Tables of radial filters: made from a network at the knots, measured between them, and refined when they are not good enough.
+
+A filter network runs at some hundred knots instead of at every edge. It runs in float64 there, so that what a float32 model loses against
+the network itself is one rounding of the coefficients. Gradients reach the network's weights through the table.
+
+Example:
+    >>> builder = TableBuilder(BasisSpec("gaussian", 50, 5.0), EnvelopeSpec("cosine", 5.0))
+    >>> grid = builder.grid([network], torch.float32)
+    >>> table = builder.build([network], grid, torch.float32)[0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..radial_specs import (
+    LOG_2,
+    ActivationKind,
+    BasisSpec,
+    EnvelopeSpec,
+    FilterLinear,
+    FilterMLP,
+    activation_jets,
+    basis_jets,
+    envelope_jets,
+    filter_jets,
+)
+from .reference import filters, place
+from .spline import ROWS, SplineGrid, prefilter
+
+Network = FilterMLP | FilterLinear
+
+#: Numbers of knots that are tried, in this order.
+LADDER = (97, 129, 161, 193, 257, 321, 385, 513, 641, 769, 1025)
+#: Largest error of value and slope that a table may have, relative root mean squares over all distances. In float32 it is what evaluating a
+#: filter network itself in float32 costs (3e-7 and 6e-7 for SchNet's), times two; in float64 what the ladder's end can reach.
+LIMITS: dict[torch.dtype, tuple[float, float]] = {
+    torch.float64: (1e-11, 1e-9),
+    torch.float32: (3e-7, 1.5e-6),
+    torch.bfloat16: (1e-4, 1e-3),
+}
+#: No two atoms come nearer than this part of the cutoff; the ends of a spline are its worst places.
+NEAREST = 0.1
+#: A new measurement is made when the estimate has grown by this factor since the last one.
+REMEASURE = 2.0
+
+
+@lru_cache(maxsize=64)
+def _basis_at(basis: BasisSpec, envelope: EnvelopeSpec, grid: SplineGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Basis [knots, K] and envelope [knots, 1] at the knots, float64; the envelope continued beyond the cutoff does not enter."""
+    at = grid.positions(device=device)
+    return basis_jets(basis, at, 0)[0], envelope_jets(envelope, at, 0, extend=True)[0].unsqueeze(-1)
+
+
+@lru_cache(maxsize=64)
+def _linear_rows(basis: BasisSpec, envelope: EnvelopeSpec, grid: SplineGrid, device: torch.device) -> Tensor:
+    """Coefficients of every basis function and of the envelope alone, [rows, K + 1]: a linear filter's table is one product with them."""
+    value, cut = _basis_at(basis, envelope, grid, device)
+    return prefilter(grid.knots, torch.float64, device) @ torch.cat([value * cut, cut], 1)
+
+
+class _MLPTables(torch.autograd.Function):
+    """Tables of several two-layer networks of one width at once; differentiable once.
+
+    Forward in float64, because a table's slope magnifies the noise of its values; backward in the dtype of the weights, whose gradients
+    need no more than that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, builder: _Rows, kind: ActivationKind, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        first, bias, second, last = (weights[number::4] for number in range(4))
+        # the first layers of all networks are one product, and so is the step from values to coefficients
+        z = torch.addmm(torch.cat(bias).double(), builder.basis, torch.cat(first).double().T)
+        hidden, slope = activation_with_slope(kind, z)
+        hidden.mul_(builder.cut)
+        parts = (builder.solve @ hidden).split([w.shape[0] for w in first], 1)
+        smooth = builder.solve @ builder.cut
+        low = first[0].dtype
+        ctx.save_for_backward(slope.mul_(builder.cut).to(low), hidden.to(low), *second)
+        ctx.builder, ctx.widths = builder, [w.shape[0] for w in first]
+        return tuple(torch.addmm(smooth * b.double(), part, w.double().T).to(dtype) for part, w, b in zip(parts, second, last, strict=True))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        slope, hidden, *second = ctx.saved_tensors
+        low, builder = slope.dtype, ctx.builder
+        # to gradients by the values at the knots; this map magnifies noise, so its sums are float64
+        joined = builder.solve.T @ torch.cat(grads, 1).double()
+        values = joined.to(low).split([g.shape[1] for g in grads], 1)
+        g_z = torch.cat([g @ w for g, w in zip(values, second, strict=True)], 1).mul_(slope)
+        g_second = [g.T @ part for g, part in zip(values, hidden.split(ctx.widths, 1), strict=True)]
+        g_last = [(g.T @ builder.cut.to(low)).squeeze(1) for g in values]
+        g_first = (g_z.T @ builder.basis.to(low)).split(ctx.widths)
+        g_bias = g_z.sum(0).split(ctx.widths)
+        return None, None, None, *(g for four in zip(g_first, g_bias, g_second, g_last, strict=True) for g in four)
+
+
+def activation_with_slope(kind: ActivationKind, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The activation and its slope, as fast as torch can make them."""
+    if kind != "shifted_softplus":
+        value, slope = activation_jets(kind, z, 1)
+        return value, slope
+    return torch.nn.functional.softplus(z, threshold=40).sub_(LOG_2), torch.sigmoid(z)
+
+
+class _Rows(NamedTuple):
+    """What every table on a grid is made of, float64."""
+
+    basis: Tensor  #: [knots, K]
+    cut: Tensor  #: [knots, 1]
+    solve: Tensor  #: [rows, knots]
+
+
+def knot_values(basis: BasisSpec, network: Network, envelope: EnvelopeSpec, grid: SplineGrid) -> Tensor:
+    """The filter at the knots, [knots, F] float64, differentiable in the network's tensors."""
+    weight = network[0]
+    assert isinstance(weight, Tensor)
+    value, cut = _basis_at(basis, envelope, grid, weight.device)
+    if isinstance(network, FilterLinear):
+        return (value * cut) @ network.weight.double().T + cut * network.bias.double()
+    hidden = torch.addmm(network.bias1.double(), value, network.weight1.double().T)
+    hidden = activation_jets(network.activation, hidden, 0)[0] * cut
+    return hidden @ network.weight2.double().T + cut * network.bias2.double()
+
+
+def tabulate(basis: BasisSpec, network: Network, envelope: EnvelopeSpec, grid: SplineGrid, dtype: torch.dtype | None = None) -> Tensor:
+    """Coefficients of the filter's spline, [grid.rows, F].
+
+    Args:
+        basis: radial basis.
+        network: filter network, or one linear layer.
+        envelope: cutoff.
+        grid: knots, up to the envelope's cutoff.
+        dtype: of the table; that of the network if None. The network runs in float64 in any case.
+
+    Raises:
+        ValueError: if the cutoffs differ.
+    """
+    if not grid.cutoff == envelope.cutoff == basis.cutoff:
+        raise ValueError(f"cutoffs differ: basis {basis.cutoff}, envelope {envelope.cutoff} and grid {grid.cutoff} Å")
+    weight = network[0]
+    assert isinstance(weight, Tensor)
+    wanted = dtype or weight.dtype
+    if isinstance(network, FilterLinear):
+        rows = _linear_rows(basis, envelope, grid, weight.device)
+        table = rows @ torch.cat([network.weight, network.bias.unsqueeze(-1)], 1).double().T
+    else:
+        table = grid.coefficients(knot_values(basis, network, envelope, grid))
+    return table.to(wanted)
+
+
+@torch.no_grad()
+def measure(basis: BasisSpec, network: Network, envelope: EnvelopeSpec, grid: SplineGrid) -> tuple[Tensor, Tensor]:
+    """Error of value and slope half way between the knots, where it is largest: the network itself is called there.
+
+    Returns:
+        Two scalars: ‖error‖ / ‖filter‖ of the value, and the same of the slope.
+    """
+    weight = network[0]
+    assert isinstance(weight, Tensor)
+    exact = type(network)(*(t.detach().double() if isinstance(t, Tensor) else t for t in network))
+    table = tabulate(basis, exact, envelope, grid)
+    # not exactly in the middle, where the error of the slope vanishes
+    at = grid.positions(device=weight.device)[:-1] + grid.step * 0.35
+    at = at[at > NEAREST * grid.cutoff]
+    want = filter_jets(basis, exact, envelope, at, 1)
+    knot, fraction, _ = place(at, grid.step, grid.knots)
+    tiny = torch.finfo(torch.float64).tiny
+    value, slope = (
+        (filters(at, table, knot, fraction, grid.step, order) - want[order]).norm() / want[order].norm().clamp_min(tiny)
+        for order in range(2)
+    )
+    return value, slope
+
+
+class TableBuilder:
+    """Keeps the grid on which the filters of one model are tabulated well enough.
+
+    The grid is chosen by measurement (`measure`) at the first build. Each later build costs an estimate from the eighth differences of
+    the values at the knots, and when it has doubled since the last measurement, the networks are measured again and the grid refined.
+    On a GPU the estimate is read one build later, when it has arrived, so that nothing waits.
+    """
+
+    def __init__(self, basis: BasisSpec, envelope: EnvelopeSpec) -> None:
+        self.basis, self.envelope = basis, envelope
+        self._grids: dict[torch.dtype, SplineGrid | None] = {}
+        self._estimates: dict[torch.dtype, float] = {}
+        self._pending: tuple[torch.dtype, Tensor, torch.cuda.Event | None] | None = None
+
+    def grid(self, networks: Sequence[Network], dtype: torch.dtype) -> SplineGrid | None:
+        """The grid for tables of this dtype; None if no grid is good enough, and the exact operator must do the work."""
+        self._read_estimate()
+        if dtype not in self._grids:
+            self._grids[dtype] = self._choose(networks, dtype)
+        return self._grids[dtype]
+
+    def build(self, networks: Sequence[Network], grid: SplineGrid, dtype: torch.dtype) -> list[Tensor]:
+        """One table per network, [grid.rows, F], differentiable once in the networks' tensors."""
+        tables = self._mlps(networks, grid, dtype) if isinstance(networks[0], FilterMLP) else self._linears(networks, grid, dtype)
+        if self._pending is None:
+            self._estimate(torch.cat([table.detach() for table in tables], 1), dtype)
+        return tables
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what is under way on a GPU can be neither copied nor pickled, and is not missed
+        return {**self.__dict__, "_pending": None}
+
+    def _mlps(self, networks: Sequence[Network], grid: SplineGrid, dtype: torch.dtype) -> list[Tensor]:
+        weight = networks[0][0]
+        assert isinstance(weight, Tensor)
+        rows = _Rows(*_basis_at(self.basis, self.envelope, grid, weight.device), prefilter(grid.knots, torch.float64, weight.device))
+        return list(_MLPTables.apply(rows, networks[0][4], dtype, *(t for network in networks for t in network[:4])))  # type: ignore[misc]
+
+    def _linears(self, networks: Sequence[Network], grid: SplineGrid, dtype: torch.dtype) -> list[Tensor]:
+        return [tabulate(self.basis, network, self.envelope, grid, dtype) for network in networks]
+
+    def _choose(self, networks: Sequence[Network], dtype: torch.dtype) -> SplineGrid | None:
+        value_limit, slope_limit = LIMITS[dtype]
+        for knots in LADDER:
+            grid = SplineGrid(self.envelope.cutoff, knots)
+            errors = [measure(self.basis, network, self.envelope, grid) for network in networks]
+            if all(bool(value <= value_limit) and bool(slope <= slope_limit) for value, slope in errors):
+                return grid
+        return None
+
+    def _estimate(self, table: Tensor, dtype: torch.dtype) -> None:
+        # differences of coefficients are differences of values, smoothed; rounding adds 1e-5 to what is 1e-2 where it begins to matter
+        difference = table
+        for _ in range(ROWS):
+            difference = difference[1:] - difference[:-1]
+        found = (difference.norm() / table.norm().clamp_min(torch.finfo(table.dtype).tiny)).double().reshape(1)
+        event = None
+        if found.device.type == "cuda":
+            host = torch.empty(1, dtype=torch.float64, pin_memory=True)
+            host.copy_(found, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()  # type: ignore[no-untyped-call]
+            found = host
+        self._pending = (dtype, found, event)
+
+    def _read_estimate(self) -> None:
+        if self._pending is None:
+            return
+        dtype, found, event = self._pending
+        if event is not None and not event.query():
+            return
+        self._pending = None
+        now = float(found)
+        if now > REMEASURE * self._estimates.setdefault(dtype, now):
+            self._estimates.pop(dtype)
+            self._grids.pop(dtype, None)
