@@ -192,7 +192,7 @@ class SchNet(Potential):
         if found is not None:
             grid, tables = found
             index = RadialIndex.from_lengths(length, grid, csr, pairs)
-            return [partial(radial_conv, edge_length=length, table=table, index=index) for table in tables]
+            return [partial(radial_conv, edge_length=length, table=table, index=index, length_once=carried) for table in tables]
         weights = self._filters(length, carried=carried)
         if pairs is None:
             return [partial(cfconv, weight=weight, graph=csr) for weight in weights]

@@ -55,4 +55,5 @@ def _renamed(function: Callable[..., None], suffix: str) -> Callable[..., None]:
 
 def arrays(*tensors: Tensor) -> list[np.ndarray[Any, Any]]:
     """Contiguous arrays that share the tensors' memory where they already are contiguous; autograd hands over strided gradients."""
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+    # the bodies of operators run without grad, where most tensors require none and each call saved counts on small molecules
+    return [(tensor.detach() if tensor.requires_grad else tensor).contiguous().numpy() for tensor in tensors]

@@ -23,7 +23,7 @@ Grads = tuple[Any, ...]
 _NO_INDEX = (None,) * INDEX_SIZE
 
 
-def radial_conv(x: Tensor, edge_length: Tensor, table: Tensor, index: RadialIndex) -> Tensor:
+def radial_conv(x: Tensor, edge_length: Tensor, table: Tensor, index: RadialIndex, *, length_once: bool = False) -> Tensor:
     """Sum over the edges into each node of a tabulated filter of the edge's length times the source's features.
 
     Args:
@@ -31,6 +31,9 @@ def radial_conv(x: Tensor, edge_length: Tensor, table: Tensor, index: RadialInde
         edge_length: the lengths that ``index`` was made from, [n_units] Å (pairs or edges); derivatives go to them.
         table: coefficients of the filter's spline, `SplineGrid.coefficients`, [rows, F], in the dtype of ``x``.
         index: places of the lengths on the grid.
+        length_once: for a training step that takes forces by one backward pass and then a loss's gradient by weights alone: the gradient by
+            ``edge_length`` is given in the first backward pass only, and is then a constant for ``edge_length`` (and only for it).
+            Saves a third of the second pass; wrong for anything else.
 
     Returns:
         [n_nodes, F], differentiable to the order of the polynomial (7) in ``edge_length`` and to every order in ``x`` and ``table``.
@@ -54,7 +57,7 @@ def radial_conv(x: Tensor, edge_length: Tensor, table: Tensor, index: RadialInde
             f"radial_conv needs x [{index.num_nodes}, F], edge_length [{index.num_units}] and table [{index.grid.rows}, F] on one device, "
             f"x and table of one floating dtype, got {describe(x)}, {describe(edge_length)} and {describe(table)}"
         )
-    output: Tensor = _conv(None, x, edge_length, table, *index.arguments, 0, index.backend)
+    output: Tensor = _conv(None, x, edge_length, table, *index.arguments, 0, length_once, index.backend)
     return output
 
 
@@ -66,7 +69,7 @@ def _conv_fake(c: Tensor | None, x: Tensor, *rest: Any) -> Tensor:
 
 
 def _conv_reference(c: Tensor | None, x: Tensor, edge_length: Tensor, table: Tensor, *rest: Any) -> Tensor:
-    *index, order = rest
+    *index, order, _ = rest
     weight = reference.filters(edge_length, table, index[8], index[9], index[-1], order)
     return reference.conv(c, x.to(weight.dtype), weight, index[0], index[1], index[-2]).to(x.dtype)
 
@@ -139,7 +142,7 @@ def _backward_fake(x: Tensor, g: Tensor, edge_length: Tensor, table: Tensor, *re
 
 def _backward_reference(x: Tensor, g: Tensor, edge_length: Tensor, table: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *index, need_length, need_table = rest
-    grad_x = _conv_reference(None, g, edge_length, table, *reverse(tuple(index)), 0)
+    grad_x = _conv_reference(None, g, edge_length, table, *reverse(tuple(index)), 0, False)
     grad_length = _dot_reference(x, g, edge_length, table, *index, 1) if need_length else edge_length.new_empty(0)
     grad_table = _knots_reference(None, x, g, edge_length, *index, table.shape[0], 0) if need_table else table.new_empty(0, 0)
     return grad_x, grad_length, grad_table
@@ -165,8 +168,8 @@ def _double_backward_reference(
     x: Tensor, g: Tensor, tangent: Tensor, rate: Tensor, edge_length: Tensor, table: Tensor, *index: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = table.shape[0]
-    grad_x = _conv_reference(rate, g, edge_length, table, *reverse(index), 1)
-    grad_g = _conv_reference(None, tangent, edge_length, table, *index, 0) + _conv_reference(rate, x, edge_length, table, *index, 1)
+    grad_x = _conv_reference(rate, g, edge_length, table, *reverse(index), 1, False)
+    grad_g = _conv_reference(None, tangent, edge_length, table, *index, 0, False) + _conv_reference(rate, x, edge_length, table, *index, 1, False)
     grad_table = _knots_reference(None, tangent, g, edge_length, *index, rows, 0) + _knots_reference(rate, x, g, edge_length, *index, rows, 1)
     return grad_x, grad_g, grad_table
 
@@ -185,7 +188,7 @@ def _double_backward_triton(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 _conv = backends.define_op(
     "radial_conv",
-    f"(Tensor? c, Tensor x, Tensor edge_length, Tensor table, {INDEX_SCHEMA}, int order) -> Tensor",
+    f"(Tensor? c, Tensor x, Tensor edge_length, Tensor table, {INDEX_SCHEMA}, int order, bool once) -> Tensor",
     fake=_conv_fake,
     reference=_conv_reference,
     numba=_conv_numba,
@@ -251,21 +254,25 @@ def _wants(ctx: Any) -> list[bool]:
 
 def _conv_autograd(ctx: Any, g: Tensor) -> Grads:
     c, x, edge_length, table, *tensors = ctx.saved_tensors
-    index, (order, backend) = (*tensors, *ctx.flags), ctx.rest
+    index, (order, once, backend) = (*tensors, *ctx.flags), ctx.rest
     want_c, want_x, want_length, want_table = _wants(ctx)
+    if once:
+        edge_length = edge_length.detach()
+        want_length, ctx.spent = want_length and not getattr(ctx, "spent", False), True
     if c is None and order == 0 and want_x and (want_length or want_table):
         grad_x, grad_length, grad_table = _backward(x, g, edge_length, table, *index, want_length, want_table, backend)
-        return None, grad_x, grad_length if want_length else None, grad_table if want_table else None, *_NO_INDEX, None, None
+        return None, grad_x, grad_length if want_length else None, grad_table if want_table else None, *_NO_INDEX, None, None, None
     grad_length = None
     if want_length:
         grad_length = _dot(x, g, edge_length, table, *index, order + 1, backend)
         grad_length = grad_length if c is None else c * grad_length
     return (
         _dot(x, g, edge_length, table, *index, order, backend) if want_c else None,
-        _conv(c, g, edge_length, table, *reverse(index), order, backend) if want_x else None,
+        _conv(c, g, edge_length, table, *reverse(index), order, False, backend) if want_x else None,
         grad_length,
         _knots(c, x, g, edge_length, *index, table.shape[0], order, backend) if want_table else None,
         *_NO_INDEX,
+        None,
         None,
         None,
     )
@@ -276,8 +283,8 @@ def _dot_autograd(ctx: Any, rate: Tensor) -> Grads:
     index, (order, backend) = (*tensors, *ctx.flags), ctx.rest
     want_x, want_g, want_length, want_table = _wants(ctx)
     return (
-        _conv(rate, g, edge_length, table, *reverse(index), order, backend) if want_x else None,
-        _conv(rate, x, edge_length, table, *index, order, backend) if want_g else None,
+        _conv(rate, g, edge_length, table, *reverse(index), order, False, backend) if want_x else None,
+        _conv(rate, x, edge_length, table, *index, order, False, backend) if want_g else None,
         rate * _dot(x, g, edge_length, table, *index, order + 1, backend) if want_length else None,
         _knots(rate, x, g, edge_length, *index, table.shape[0], order, backend) if want_table else None,
         *_NO_INDEX,
@@ -297,8 +304,8 @@ def _knots_autograd(ctx: Any, table: Tensor) -> Grads:
         grad_length = grad_length if c is None else c * grad_length
     return (
         _dot(x, g, edge_length, table, *index, order, backend) if want_c else None,
-        _conv(c, g, edge_length, table, *reverse(index), order, backend) if want_x else None,
-        _conv(c, x, edge_length, table, *index, order, backend) if want_g else None,
+        _conv(c, g, edge_length, table, *reverse(index), order, False, backend) if want_x else None,
+        _conv(c, x, edge_length, table, *index, order, False, backend) if want_g else None,
         grad_length,
         *_NO_INDEX,
         None,
@@ -328,21 +335,21 @@ def _backward_autograd(ctx: Any, tangent: Tensor | None, rate: Tensor | None, ta
     if tangent is not None:
         terms.append([
             None,
-            _conv(None, tangent, edge_length, table, *index, 0, backend) if wants[1] else None,
+            _conv(None, tangent, edge_length, table, *index, 0, False, backend) if wants[1] else None,
             _dot(tangent, g, edge_length, table, *index, 1, backend) if wants[2] else None,
             _knots(None, tangent, g, edge_length, *index, rows, 0, backend) if wants[3] else None,
         ])
     if rate is not None:
         terms.append([
-            _conv(rate, g, edge_length, table, *back, 1, backend) if wants[0] else None,
-            _conv(rate, x, edge_length, table, *index, 1, backend) if wants[1] else None,
+            _conv(rate, g, edge_length, table, *back, 1, False, backend) if wants[0] else None,
+            _conv(rate, x, edge_length, table, *index, 1, False, backend) if wants[1] else None,
             rate * _dot(x, g, edge_length, table, *index, 2, backend) if wants[2] else None,
             _knots(rate, x, g, edge_length, *index, rows, 1, backend) if wants[3] else None,
         ])
     if table_tangent is not None:
         terms.append([
-            _conv(None, g, edge_length, table_tangent, *back, 0, backend) if wants[0] else None,
-            _conv(None, x, edge_length, table_tangent, *index, 0, backend) if wants[1] else None,
+            _conv(None, g, edge_length, table_tangent, *back, 0, False, backend) if wants[0] else None,
+            _conv(None, x, edge_length, table_tangent, *index, 0, False, backend) if wants[1] else None,
             _dot(x, g, edge_length, table_tangent, *index, 1, backend) if wants[2] else None,
             None,
         ])
