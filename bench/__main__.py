@@ -1,6 +1,7 @@
 """``python -m bench``: every benchmark of this folder, one after another, each in a process of its own.
 
-Results go to ``runs/bench/*.json`` (``--out``). A benchmark checks its results against its peers before it prints a speed.
+Results go to ``runs/bench/*.json`` (``--out``). A benchmark checks its results against its peers before it prints a speed. On a GPU
+machine, ``python -m bench.gpu --out DIR`` runs the GPU tests and the checks as well.
 """
 
 from __future__ import annotations
@@ -11,21 +12,23 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = {
-    "kernels": "every op forward, backward and twice, against the reference and torch.compile",
-    "schnet_pyg": "a SchNet training step against torch_geometric's SchNet",
+    "kernels": ("bench.kernels", "every op in three modes against plain torch, torch.compile and its peers"),
+    "schnet_pyg": ("bench.bench_schnet_pyg", "a SchNet training step against torch_geometric's SchNet"),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
+    help_text = "; ".join(f"{name}: {text}" for name, (_, text) in BENCHMARKS.items())
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help=help_text)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON results")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
     for name in args.names or BENCHMARKS:
-        print(f"== {name}: {BENCHMARKS[name]}", flush=True)
-        command = [sys.executable, "-m", f"bench.bench_{name}", "--json", str(args.out / f"{name}.json")]
+        module, text = BENCHMARKS[name]
+        print(f"== {name}: {text}", flush=True)
+        command = [sys.executable, "-m", module, "--json", str(args.out / f"{name}.json")]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
     if failed:

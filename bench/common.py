@@ -21,7 +21,18 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("fastkd", "fastkd-kernels", "torch", "triton", "numba", "numpy", "torch-geometric")
+PACKAGES = (
+    "fastkd",
+    "fastkd-kernels",
+    "torch",
+    "triton",
+    "numba",
+    "numpy",
+    "torch-geometric",
+    "torch-scatter",
+    "pyg-lib",
+    "cuequivariance-torch",
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,9 @@ def interleaved(
     return {name: Timing.of(values) for name, values in seconds.items()}
 
 
-def provenance(seed: int) -> dict[str, Any]:
-    """Device, versions, commit and seed of a result."""
+def provenance(seed: int, device: torch.device | None = None) -> dict[str, Any]:
+    """Device, versions, commit and seed of a result; without a device, that of the GPU if there is one."""
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     versions = {}
     for package in PACKAGES:
         try:
@@ -72,7 +84,7 @@ def provenance(seed: int) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
@@ -102,10 +114,13 @@ def commit() -> str:
     return head + ("+" if dirty else "")
 
 
-def write_json(path: Path | None, name: str, rows: list[dict[str, Any]], seed: int) -> None:
-    """Write ``{"benchmark", "provenance", "rows"}``; does nothing without a path. Timings become plain numbers (seconds)."""
+def write_json(
+    path: Path | None, name: str, rows: list[dict[str, Any]], seed: int, *, device: torch.device | None = None, **more: Any
+) -> None:
+    """Write ``{"benchmark", "provenance", "rows"}`` and ``more``; nothing without a path. Timings become plain numbers (seconds)."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = [{key: asdict(value) if isinstance(value, Timing) else value for key, value in row.items()} for row in rows]
-    path.write_text(json.dumps({"benchmark": name, "provenance": provenance(seed), "rows": plain}, indent=1) + "\n", encoding="utf-8")
+    document = {"benchmark": name, "provenance": provenance(seed, device), **more, "rows": plain}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -26,7 +26,18 @@ from torch.nn import functional
 from fastkd.data.batch import Batch, NeighborGraph
 
 from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, Potential, Readout
-from .layers import FilterTables, BasisKind, Envelope, EnvelopeKind, RadialBasis, ShiftedSoftplus, attach_derivative, dense, safe_length, with_bias
+from .layers import (
+    BasisKind,
+    Envelope,
+    EnvelopeKind,
+    FilterTables,
+    RadialBasis,
+    ShiftedSoftplus,
+    attach_derivative,
+    dense,
+    safe_length,
+    with_bias,
+)
 
 LOG_2 = math.log(2.0)
 
@@ -153,7 +164,8 @@ class SchNet(Potential):
         self.envelope = Envelope(options.envelope, options.cutoff, options.envelope_exponent)
         self.interactions = nn.ModuleList(Interaction(options) for _ in range(options.layers))
         self.tables = FilterTables(
-            BasisSpec(options.basis, options.radial, options.cutoff), EnvelopeSpec(options.envelope, options.cutoff, options.envelope_exponent)
+            BasisSpec(options.basis, options.radial, options.cutoff),
+            EnvelopeSpec(options.envelope, options.cutoff, options.envelope_exponent),
         )
         half = max(1, options.width // 2)
         self.energy_head = nn.Sequential(dense(options.width, half), ShiftedSoftplus(), dense(half, 1))

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from .backends import runs_directly
+
 #: The graph as the operators of `torch.library` take it: plain tensors, in the order of `CSRGraph.tensors`.
 GRAPH_SCHEMA = "Tensor edge_src, Tensor edge_dst, Tensor edge_ptr, Tensor edge_order, Tensor src_ptr, Tensor src_order"
 
@@ -84,10 +86,10 @@ def segments(index: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """CSR of any index: pointers [num_segments + 1] and the stable order [n] that groups equal indices, both int64.
 
     Raises:
-        ValueError: on a CPU, if an index lies outside [0, num_segments). A GPU is not synchronised to look, nor is a compiled graph broken.
+        ValueError: on a CPU, if an index lies outside [0, num_segments). A GPU is not synchronised to look, and a tracer has no values.
     """
     ordered, order = torch.sort(index, stable=True)
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
+    if index.device.type == "cpu" and runs_directly((index,)) and index.numel():
         low, high = int(ordered[0]), int(ordered[-1])
         if low < 0 or high >= num_segments:
             raise ValueError(f"index must lie in [0, {num_segments}), got values from {low} to {high}")

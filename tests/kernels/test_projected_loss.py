@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ import torch
 from fastkd_kernels import projected_loss, vector_loss
 from fastkd_kernels.projected_loss import reference
 from fastkd_kernels.projected_loss.kinds import KINDS, Kind
+from fastkd_kernels.projected_loss.op import projected_rows_second
 from fastkd_kernels.vector_loss import reference as vector_reference
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 BACKENDS = [
     "reference",
@@ -170,6 +174,64 @@ def test_nothing_of_the_projections_size_is_saved(backend: str) -> None:
     assert loss.requires_grad
     assert saved
     assert all(tensor.data_ptr() in inputs or tensor.numel() <= 37 for tensor in saved)
+
+
+def largest_allocation(function: Callable[[], object]) -> int:
+    """Bytes of the largest tensor that is made."""
+    function()
+    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        warnings.simplefilter("ignore")
+        function()
+    return int(max(event.self_cpu_memory_usage for event in recorded.events()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_of_the_projections_size_is_made_at_second_order(kind: Kind) -> None:
+    """The largest tensor of three orders is a tile; with a gradient of the target, that gradient."""
+    from fastkd_kernels.projected_loss import numba_launch
+
+    x, weight, bias, target = make(6000, 8, 128)
+    tile, whole = 8 * numba_launch.TILE_ELEMENTS, 8 * target.numel()
+    assert 4 * tile < whole
+
+    def twice(*wrt: Tensor) -> None:
+        loss = projected_loss(x, weight, bias, target, kind, backend="numba")
+        first = torch.autograd.grad(loss, wrt, create_graph=True)
+        scalar = sum((gradient.square().sum() for gradient in first), torch.zeros((), dtype=torch.float64))
+        torch.autograd.grad(scalar, wrt)
+
+    target.requires_grad_(False)
+    assert 0 < largest_allocation(lambda: twice(x, weight, bias)) <= tile
+    target.requires_grad_()
+    assert largest_allocation(lambda: twice(x, target)) == whole
+
+
+def test_the_reference_makes_its_second_order_in_parts() -> None:
+    x, weight, bias, target = (tensor.detach() for tensor in make(6000, 8, 128))
+    upstream, tangents = torch.ones(6000, dtype=torch.float64), (x, weight, bias, None)
+    part, whole = 8 * reference.PART_ROWS * 128, 8 * target.numel()
+    arguments = (x, weight, bias, target, upstream, *tangents, "huber", [True, True, True, False, True])
+    parted = projected_rows_second(*arguments, "reference")
+    at_once = reference.row_second_gradients(x, weight, bias, target, upstream, "huber", tangents)
+    for ours, theirs in zip((*parted[:3], parted[4]), (*at_once[:3], at_once[4]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert part <= largest_allocation(lambda: projected_rows_second(*arguments, "reference")) < whole / 10
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_order_operator_with_any_tangents_and_needs(backend: str, kind: Kind) -> None:
+    """What is not needed comes back empty, and the rest does not depend on it."""
+    x, weight, bias, target = (tensor.detach() for tensor in make(5, 2, 3))
+    upstream = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    directions = tuple(tensor.detach() for tensor in make(5, 2, 3, seed=2))
+    for given, needed in itertools.product(range(1, 16, 2 if backend == "triton" else 1), (1, 2, 4, 8, 16, 31)):
+        tangents = tuple(tensor if given & 1 << place else None for place, tensor in enumerate(directions))
+        needs = [bool(needed & 1 << place) for place in range(5)]
+        got = projected_rows_second(x, weight, bias, target, upstream, *tangents, kind, needs, backend)
+        want = reference.row_second_gradients(x, weight, bias, target, upstream, kind, tangents)  # type: ignore[arg-type]
+        for need, ours, theirs in zip(needs, got, want, strict=True):
+            torch.testing.assert_close(ours, theirs if need else theirs.new_empty(0))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,14 +3,16 @@
 from .activations import Activation, ScaledSiLU, ShiftedSoftplus, activation
 from .filters import attach_derivative, rows_of, with_bias
 from .mlp import GatedEquivariantBlock, dense, safe_length, vector_norm
-from .tables import FilterMethod, FilterTables
 from .radial import BasisKind, Envelope, EnvelopeKind, RadialBasis
+from .tables import FilterMethod, FilterTables
 
 __all__ = [
     "Activation",
     "BasisKind",
     "Envelope",
     "EnvelopeKind",
+    "FilterMethod",
+    "FilterTables",
     "GatedEquivariantBlock",
     "RadialBasis",
     "ScaledSiLU",

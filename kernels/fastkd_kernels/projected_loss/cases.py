@@ -11,7 +11,7 @@ from . import reference
 from .kinds import KINDS, Kind
 from .op import projected_loss
 
-OPERATORS = ("projected_rows", "projected_rows_backward")
+OPERATORS = ("projected_rows", "projected_rows_backward", "projected_rows_second")
 
 
 def _sample(kind: Kind, shape: Shape, dtype: torch.dtype, generator: torch.Generator, *, weighted: bool) -> Sample:
@@ -44,24 +44,37 @@ def _kernel(name: str, outputs: tuple[str, ...], *, kind: int = 0, dtype: str = 
 
     accumulator = "fp64" if dtype == "fp64" else "fp32"
     pointers = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "target_ptr"), f"*{dtype}")
+    twice = name.startswith("bwd2")
     if name != "fwd":
         pointers["upstream_ptr"] = f"*{accumulator}"
-    parts = {output: f"*{accumulator if output.endswith('part_ptr') or name == 'fwd' else dtype}" for output in outputs}
+    if twice:
+        pointers |= dict.fromkeys(("dx_ptr", "dweight_ptr", "dbias_ptr", "dtarget_ptr"), f"*{dtype}")
+    parts = {output: f"*{accumulator if output.endswith(('part_ptr', 'slopes_ptr')) or name == 'fwd' else dtype}" for output in outputs}
     signature = pointers | parts | dict.fromkeys(("N", "C", "D"), "i32")
-    if name == "bwd_weight":
+    if name.endswith("weight"):
         signature["rows_each"] = "i32"
     double = dtype == "fp64"
     # the tiles of `triton_launch` for a wide model, written out because that module needs triton
-    constants: dict[str, Any] = {"KIND": kind, "HAS_BIAS": True, "BLOCK_N": 16 if double else 32, "BLOCK_D": 32, "BLOCK_C": 16}
+    constants: dict[str, Any] = {
+        "KIND": kind,
+        "HAS_BIAS": True,
+        "BLOCK_N": 16 if double or twice else 32,
+        "BLOCK_D": 32,
+        "BLOCK_C": 32 if twice and not double else 16,
+    }
+    if twice:
+        constants |= dict.fromkeys(("HAS_DX", "HAS_DWEIGHT", "HAS_DBIAS", "HAS_DTARGET"), True)
+    if name == "bwd2_input":
+        constants["NEED_X"] = True
     if tiled:
-        constants["BLOCK_OUT"] = 32 if double else 128
+        constants["BLOCK_OUT"] = 32 if double else 64 if twice else 128
     constants["WIDEN"] = False
     # Huber's loss on sm_90 only
     reason = (
         "a register or two: ptxas keeps to 80 registers so that three blocks share a multiprocessor" if name == "fwd" and kind == 2 else ""
     )
     title = f"projected_rows_{name}[{KINDS[kind]}, {dtype}]"
-    return AotKernel(title, load, signature, constants, num_warps=4 if double else 8, spill_reason=reason)
+    return AotKernel(title, load, signature, constants, num_warps=4 if double and not twice else 8, spill_reason=reason)
 
 
 def _kernels(kind: int, dtype: str) -> tuple[AotKernel, ...]:
@@ -70,6 +83,9 @@ def _kernels(kind: int, dtype: str) -> tuple[AotKernel, ...]:
         _kernel("bwd_input", ("grad_ptr",), kind=kind, dtype=dtype, tiled=True),
         _kernel("bwd_weight", ("weight_part_ptr", "bias_part_ptr"), kind=kind, dtype=dtype, tiled=True),
         _kernel("bwd_target", ("grad_ptr",), kind=kind, dtype=dtype),
+        _kernel("bwd2_input", ("grad_ptr", "slopes_ptr"), kind=kind, dtype=dtype, tiled=True),
+        _kernel("bwd2_weight", ("weight_part_ptr", "bias_part_ptr"), kind=kind, dtype=dtype, tiled=True),
+        _kernel("bwd2_target", ("grad_ptr",), kind=kind, dtype=dtype),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..cpu import arrays
 from .kinds import KINDS
-from .numba_kernels import pull_back_kernel, row_loss_kernel
+from .numba_kernels import pull_back_kernel, pull_back_twice_kernel, row_loss_kernel
 
 #: Numbers of the projection in one tile: 512 kB of float32 stays in a core's second-level cache.
 TILE_ELEMENTS = 131_072
@@ -56,11 +56,77 @@ def rows_backward(
     )
 
 
+def rows_second(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    upstream: Tensor,
+    dx: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    dtarget: Tensor | None,
+    kind: str,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the gradients, see `reference.row_second_gradients`; what is not needed is empty."""
+    need_x, need_weight, need_bias, need_target, need_upstream = needs
+    grad_x, grad_target = x.new_empty(x.shape if need_x else (0,)), x.new_empty(target.shape if need_target else (0,))
+    weight_sum, bias_sum, slopes = _TileSum(), _TileSum(), x.new_empty(x.shape[0])
+    code, (target_array, upstream_array, slope_array) = KINDS.index(kind), arrays(target, upstream, slopes)
+    buffer = x.new_empty(_tile_rows(x, weight), weight.shape[0])
+    for part, pull in _projections(x, weight, bias):
+        curved = buffer[: pull.shape[0]]
+        _tangent(curved, part, x, weight, dx, dweight, dbias, dtarget)
+        arguments = (pull.numpy(), curved.numpy(), target_array[part], upstream_array[part], code, slope_array[part])
+        pull_back_twice_kernel(*arguments, work=2 * pull.numel())
+        if need_x:
+            torch.mm(curved, weight, out=grad_x[part])
+            if dweight is not None:
+                grad_x[part].addmm_(pull, dweight)
+        if need_weight:
+            tile = curved.T @ x[part]
+            weight_sum.add(tile if dx is None else tile.addmm_(pull.T, dx[part]))
+        if need_bias:
+            bias_sum.add(curved.sum(0))
+        if need_target:
+            torch.neg(curved, out=grad_target[part])
+    return (
+        grad_x,
+        weight_sum.result(weight, weight.shape) if need_weight else x.new_empty(0),
+        bias_sum.result(weight, weight.shape[:1]) if need_bias else x.new_empty(0),
+        grad_target,
+        slopes if need_upstream else x.new_empty(0),
+    )
+
+
+def _tangent(
+    out: Tensor,
+    part: slice,
+    x: Tensor,
+    weight: Tensor,
+    dx: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    dtarget: Tensor | None,
+) -> None:
+    """Overwrite ``out`` with dx[part] · weightᵀ + x[part] · dweightᵀ + dbias − dtarget[part], as far as they exist."""
+    if dbias is None:
+        out.zero_()
+    else:
+        out.copy_(dbias.expand_as(out))
+    if dx is not None:
+        out.addmm_(dx[part], weight.T)
+    if dweight is not None:
+        out.addmm_(x[part], dweight.T)
+    if dtarget is not None:
+        out.sub_(dtarget[part])
+
+
 def _projections(x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """Rows and x[rows] · weightᵀ + bias, in a buffer that the next tile overwrites."""
-    count, width = x.shape[0], weight.shape[0]
-    tile = max(1, min(count, TILE_ROWS, TILE_ELEMENTS // max(width, 1)))
-    buffer, transposed = x.new_empty(tile, width), weight.T
+    count, tile = x.shape[0], _tile_rows(x, weight)
+    buffer, transposed = x.new_empty(tile, weight.shape[0]), weight.T
     for first in range(0, count, tile):
         part = slice(first, min(first + tile, count))
         projected = buffer[: part.stop - first]
@@ -69,6 +135,10 @@ def _projections(x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tup
         else:
             torch.addmm(bias, x[part], transposed, out=projected)
         yield part, projected
+
+
+def _tile_rows(x: Tensor, weight: Tensor) -> int:
+    return max(1, min(x.shape[0], TILE_ROWS, TILE_ELEMENTS // max(weight.shape[0], 1)))
 
 
 class _TileSum:

@@ -1,7 +1,7 @@
 """The projected loss as torch operators: one meaning, three backends, derivatives of every order.
 
 The operator ``fastkd::projected_rows`` returns one number a row; its gradient is the operator ``fastkd::projected_rows_backward``,
-which computes the residual again. The mean over rows, and so the derivative by ``node_weight``, is ordinary torch on [N].
+which computes the residual again, and so does ``fastkd::projected_rows_second``, the gradient of that. The mean over rows, and so the derivative by ``node_weight``, is ordinary torch on [N].
 
 Example:
     >>> loss = projected_loss(student_nodes, weight, bias, teacher_nodes, "mse")
@@ -19,6 +19,7 @@ from . import reference
 from .kinds import KINDS, Kind, accumulator
 
 Grads = tuple[Tensor, Tensor, Tensor, Tensor]
+SecondGrads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def projected_loss(
@@ -119,6 +120,21 @@ def _backward_reference(
     return kept[0], kept[1], kept[2], kept[3]
 
 
+def _second_fake(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, upstream: Tensor, *rest: Any) -> SecondGrads:
+    shapes = (x.shape, weight.shape, weight.shape[:1], target.shape, x.shape[:1])
+    kinds = (x, x, x, x, upstream)
+    grads = [like.new_empty(shape if need else (0,)) for like, shape, need in zip(kinds, shapes, rest[-1], strict=True)]
+    return grads[0], grads[1], grads[2], grads[3], grads[4]
+
+
+def _second_reference(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, upstream: Tensor, *rest: Any) -> SecondGrads:
+    *tangents, kind, needs = rest
+    dx, dweight, dbias, dtarget = tangents
+    grads = reference.row_second_gradients_by_parts(x, weight, bias, target, upstream, kind, (dx, dweight, dbias, dtarget), needs[3])
+    kept = [grad if need else x.new_empty(0, dtype=grad.dtype) for grad, need in zip(grads, needs, strict=True)]
+    return kept[0], kept[1], kept[2], kept[3], kept[4]
+
+
 def _rows_numba(*args: Any) -> Tensor:
     from .numba_launch import rows
 
@@ -131,6 +147,12 @@ def _backward_numba(*args: Any) -> Grads:
     return rows_backward(*args)
 
 
+def _second_numba(*args: Any) -> SecondGrads:
+    from .numba_launch import rows_second
+
+    return rows_second(*args)
+
+
 def _rows_triton(*args: Any) -> Tensor:
     from .triton_launch import rows
 
@@ -141,6 +163,12 @@ def _backward_triton(*args: Any) -> Grads:
     from .triton_launch import rows_backward
 
     return rows_backward(*args)
+
+
+def _second_triton(*args: Any) -> SecondGrads:
+    from .triton_launch import rows_second
+
+    return rows_second(*args)
 
 
 projected_rows = backends.define_op(
@@ -158,6 +186,16 @@ projected_rows_backward = backends.define_op(
     reference=_backward_reference,
     numba=_backward_numba,
     triton=_backward_triton,
+)
+# its `needs` are five flags, the last for upstream; a tangent that does not exist is None
+projected_rows_second = backends.define_op(
+    "projected_rows_second",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor target, Tensor upstream, Tensor? dx, Tensor? dweight, Tensor? dbias, "
+    "Tensor? dtarget, str kind, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_second_fake,
+    reference=_second_reference,
+    numba=_second_numba,
+    triton=_second_triton,
 )
 
 
@@ -177,7 +215,7 @@ def _rows_autograd(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:5])
-    ctx.kind, ctx.needs, _ = inputs[5:]
+    ctx.kind, ctx.needs, ctx.backend = inputs[5:]
     ctx.set_materialize_grads(False)
 
 
@@ -187,10 +225,38 @@ def _backward_autograd(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | Non
     needs = ctx.needs_input_grad[:5]
     if all(tangent is None for tangent in wanted):
         return (None,) * 8
-    x, weight, bias, target, upstream = tensors = ctx.saved_tensors
-    grads = reference.row_second_gradients(x, weight, bias, target, upstream, ctx.kind, (wanted[0], wanted[1], wanted[2], wanted[3]))
-    return (*(g.to(t.dtype) if need else None for g, t, need in zip(grads, tensors, needs, strict=True)), None, None, None)
+    grads = projected_rows_second(*ctx.saved_tensors, *wanted, ctx.kind, list(needs), ctx.backend)
+    return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None)
+
+
+def _second_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:9])
+    ctx.kind, ctx.needs, _ = inputs[9:]
+    ctx.set_materialize_grads(False)
+
+
+def _second_autograd(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Third order: autograd goes through the formulas in plain torch, which can be differentiated again."""
+    create_graph, needs = torch.is_grad_enabled(), ctx.needs_input_grad[:9]
+    with torch.enable_grad():
+        # views of their own, so that one input's dependence on another is left to autograd outside
+        tensors: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        x, weight, bias, target, upstream, dx, dweight, dbias, dtarget = tensors
+        outputs = reference.row_second_gradients(x, weight, bias, target, upstream, ctx.kind, (dx, dweight, dbias, dtarget))
+        used = [
+            (output.to(cotangent.dtype), cotangent)
+            for output, cotangent, need in zip(outputs, cotangents, ctx.needs, strict=True)
+            if need and cotangent is not None and output.requires_grad
+        ]
+    wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
+    if not used or not wanted:
+        return (None,) * 12
+    grads = iter(
+        torch.autograd.grad([output for output, _ in used], wanted, [c for _, c in used], create_graph=create_graph, allow_unused=True)
+    )
+    return (*(next(grads) if need else None for need in needs), None, None, None)
 
 
 projected_rows.register_autograd(_rows_autograd, setup_context=_rows_setup)
 projected_rows_backward.register_autograd(_backward_autograd, setup_context=_backward_setup)
+projected_rows_second.register_autograd(_second_autograd, setup_context=_second_setup)

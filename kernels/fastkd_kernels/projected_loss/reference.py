@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .kinds import accumulator
 
+#: Rows of the projection that exist at once in `row_second_gradients_by_parts`.
+PART_ROWS = 256
+
 
 def projected_loss(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, kind: str = "mse", node_weight: Tensor | None = None
@@ -65,6 +68,34 @@ def row_second_gradients(
     grad_x = curved @ weight if dweight is None else curved @ weight + pull @ dweight
     grad_weight = curved.T @ x if dx is None else curved.T @ x + pull.T @ dx
     return grad_x, grad_weight, curved.sum(0), -curved, (slope * tangent).sum(1)
+
+
+def row_second_gradients_by_parts(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    upstream: Tensor,
+    kind: str,
+    tangents: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    need_target: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same, a part of the rows at a time, so that nothing of size [N, D] is made but a gradient of the target."""
+    dtype = accumulator(x)
+    by_weight, by_bias = (weight.new_zeros(shape, dtype=dtype) for shape in (weight.shape, weight.shape[:1]))
+    by_x, by_upstream = x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=dtype)
+    by_target = target.new_empty(target.shape if need_target else (0,))
+    dx, dweight, dbias, dtarget = tangents
+    for first in range(0, x.shape[0], PART_ROWS):
+        part = slice(first, first + PART_ROWS)
+        cut = (None if dx is None else dx[part], dweight, dbias, None if dtarget is None else dtarget[part])
+        grads = row_second_gradients(x[part], weight, bias, target[part], upstream[part], kind, cut)
+        by_x[part], by_upstream[part] = grads[0], grads[4]
+        if need_target:
+            by_target[part] = grads[3]
+        by_weight += grads[1]
+        by_bias += grads[2]
+    return by_x, by_weight.to(x.dtype), by_bias.to(x.dtype), by_target, by_upstream
 
 
 def _residual(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:

@@ -21,6 +21,10 @@ MAX_PROGRAMS = 512
 TILES = {"BLOCK_N": 32, "BLOCK_D": 32, "BLOCK_C": 16, "num_warps": 8}
 TILES_FLOAT64 = {"BLOCK_N": 16, "BLOCK_D": 32, "BLOCK_C": 16, "num_warps": 4}
 MOST_OUT, MOST_OUT_FLOAT64 = 128, 32
+#: The second derivative holds a residual and its tangent at once.
+TILES_TWICE = {"BLOCK_N": 16, "BLOCK_D": 32, "BLOCK_C": 32, "num_warps": 8}
+TILES_TWICE_FLOAT64 = TILES_TWICE | {"BLOCK_C": 16}
+MOST_OUT_TWICE, MOST_OUT_TWICE_FLOAT64 = 64, 32
 
 
 def rows(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, kind: str) -> Tensor:
@@ -50,12 +54,55 @@ def rows_backward(
         kernels.projected_rows_bwd_target_kernel[grid](*operands, grad_target, *sizes, **options)
     grad_weight, grad_bias = x.new_empty(0), x.new_empty(0)
     if need_weight or need_bias:
-        grad_weight, grad_bias = _weight_gradients(operands, sizes, block_out, options)
+        grad_weight, grad_bias = _weight_gradients(kernels.projected_rows_bwd_weight_kernel, operands, sizes, block_out, options)
     return grad_x, grad_weight if need_weight else x.new_empty(0), grad_bias if need_bias else x.new_empty(0), grad_target
 
 
+def rows_second(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    upstream: Tensor,
+    dx: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    dtarget: Tensor | None,
+    kind: str,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the gradients, see `reference.row_second_gradients`; what is not needed is empty."""
+    need_x, need_weight, need_bias, need_target, need_upstream = needs
+    operands, sizes, options = _prepare(x, weight, bias, target, kind)
+    tangents = {"HAS_DX": dx, "HAS_DWEIGHT": dweight, "HAS_DBIAS": dbias, "HAS_DTARGET": dtarget}
+    options |= TILES_TWICE_FLOAT64 if x.dtype == torch.float64 else TILES_TWICE
+    options |= {flag: tangent is not None for flag, tangent in tangents.items()}
+    # what a flag turns off is not read
+    operands = (*operands, upstream.contiguous(), *(x if tangent is None else tangent.contiguous() for tangent in tangents.values()))
+    (count, channels, width), block_n, block_out = sizes, options["BLOCK_N"], _out_tile(x, twice=True)
+    grad_x, grad_target = x.new_empty(x.shape if need_x else (0,)), x.new_empty(target.shape if need_target else (0,))
+    slopes = x.new_empty(count, dtype=accumulator(x))
+    if count and (need_x or need_upstream):
+        # at least one tile of channels, because the first one writes the slopes
+        grid = (triton.cdiv(count, block_n), max(1, triton.cdiv(channels, block_out)) if need_x else 1)
+        kernels.projected_rows_bwd2_input_kernel[grid](*operands, grad_x, slopes, *sizes, NEED_X=need_x, BLOCK_OUT=block_out, **options)
+    if grad_target.numel():
+        grid = (triton.cdiv(count, block_n), triton.cdiv(width, options["BLOCK_D"]))
+        kernels.projected_rows_bwd2_target_kernel[grid](*operands, grad_target, *sizes, **options)
+    grad_weight, grad_bias = x.new_empty(0), x.new_empty(0)
+    if need_weight or need_bias:
+        grad_weight, grad_bias = _weight_gradients(kernels.projected_rows_bwd2_weight_kernel, operands, sizes, block_out, options)
+    return (
+        grad_x,
+        grad_weight if need_weight else x.new_empty(0),
+        grad_bias if need_bias else x.new_empty(0),
+        grad_target,
+        slopes if need_upstream else slopes.new_empty(0),
+    )
+
+
 def _weight_gradients(
-    operands: tuple[Tensor, ...], sizes: tuple[int, int, int], block_out: int, options: dict[str, Any]
+    kernel: Any, operands: tuple[Tensor, ...], sizes: tuple[int, int, int], block_out: int, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     (count, channels, width), x = sizes, operands[0]
     # at least one tile of channels, because the first one writes the bias
@@ -66,9 +113,7 @@ def _weight_gradients(
     weight_parts = x.new_empty(parts, width, channels, dtype=dtype)
     bias_parts = x.new_empty(parts, width, dtype=dtype)
     if parts and width:
-        kernels.projected_rows_bwd_weight_kernel[(*tiles, parts)](
-            *operands, weight_parts, bias_parts, *sizes, rows_each, BLOCK_OUT=block_out, **options
-        )
+        kernel[(*tiles, parts)](*operands, weight_parts, bias_parts, *sizes, rows_each, BLOCK_OUT=block_out, **options)
     return weight_parts.sum(0).to(x.dtype), bias_parts.sum(0).to(x.dtype)
 
 
@@ -86,7 +131,7 @@ def _prepare(
     return operands, (count, channels, width), options
 
 
-def _out_tile(x: Tensor) -> int:
+def _out_tile(x: Tensor, *, twice: bool = False) -> int:
     # a power of two, and at least the 16 that tl.dot wants
-    most = MOST_OUT_FLOAT64 if x.dtype == torch.float64 else MOST_OUT
-    return max(16, min(most, int(triton.next_power_of_2(max(x.shape[1], 1)))))
+    most, most_float64 = (MOST_OUT_TWICE, MOST_OUT_TWICE_FLOAT64) if twice else (MOST_OUT, MOST_OUT_FLOAT64)
+    return max(16, min(most_float64 if x.dtype == torch.float64 else most, int(triton.next_power_of_2(max(x.shape[1], 1)))))

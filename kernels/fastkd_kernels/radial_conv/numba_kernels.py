@@ -16,7 +16,7 @@ _inline = numba.njit(fastmath=FASTMATH, error_model="numpy", inline="always")
 
 @_inline
 def mix(table, knot, b, out):
-    """out = Σ_r b[r] table[knot + r]."""
+    """Out = Σ_r b[r] table[knot + r]."""
     b0, b1, b2, b3, b4, b5, b6, b7 = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]
     r0, r1, r2, r3 = table[knot], table[knot + 1], table[knot + 2], table[knot + 3]
     r4, r5, r6, r7 = table[knot + 4], table[knot + 5], table[knot + 6], table[knot + 7]
@@ -44,28 +44,28 @@ def add_rows_both(table, knot, b, p, b1, p1):
 
 @_inline
 def add_product(out, a, b):
-    """out += a ∘ b."""
+    """Out += a ∘ b."""
     for f in range(out.size):
         out[f] += a[f] * b[f]
 
 
 @_inline
 def add_two_products(out, a, b, c, d):
-    """out += a ∘ b + c ∘ d."""
+    """Out += a ∘ b + c ∘ d."""
     for f in range(out.size):
         out[f] += a[f] * b[f] + c[f] * d[f]
 
 
 @_inline
 def products(out, a, b, c, d):
-    """out = a ∘ b + c ∘ d."""
+    """Out = a ∘ b + c ∘ d."""
     for f in range(out.size):
         out[f] = a[f] * b[f] + c[f] * d[f]
 
 
 @_inline
 def product(out, a, b):
-    """out = a ∘ b."""
+    """Out = a ∘ b."""
     for f in range(out.size):
         out[f] = a[f] * b[f]
 
@@ -95,7 +95,7 @@ def _groups(dst, src, group_ptr, reach):
     units, groups = dst.size, group_ptr.size - 1
     smallest = np.iinfo(np.int64).max
     for u in range(units - 1, -1, -1):
-        smallest = min(smallest, min(dst[u], src[u]))
+        smallest = min(smallest, dst[u], src[u])
         reach[u] = smallest
     group_ptr[0] = 0
     group, largest = 1, -1
@@ -103,7 +103,7 @@ def _groups(dst, src, group_ptr, reach):
         if group < groups and u * groups >= group * units and reach[u] > largest:
             group_ptr[group] = u
             group += 1
-        largest = max(largest, max(dst[u], src[u]))
+        largest = max(largest, dst[u], src[u])
     for rest in range(group, groups + 1):
         group_ptr[rest] = units
 

@@ -53,7 +53,7 @@ _KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def units_of(arguments: tuple[Any, ...]) -> Units:
     """The index as arrays, made once."""
-    known = _KNOWN.setdefault(arguments[10], {})
+    known: dict[int, tuple[Tensor, Units]] = _KNOWN.setdefault(arguments[10], {})  # type: ignore[no-untyped-call]
     key = id(arguments[0])
     if key not in known:
         known[key] = (arguments[0], Units(arguments))
@@ -86,9 +86,7 @@ def knots(c: Tensor | None, x: Tensor, g: Tensor, edge_length: Tensor, *rest: An
     return partial.sum(0)
 
 
-def backward(
-    x: Tensor, g: Tensor, edge_length: Tensor, table: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(x: Tensor, g: Tensor, edge_length: Tensor, table: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *index, need_length, need_table = rest
     units, grad_x = units_of(tuple(index)), torch.zeros(x.shape, dtype=x.dtype)
     shared = (*arrays(x, g, table), units.dst, units.src, units.knot, units.both, units.group_ptr, units.paired, *arrays(grad_x))
@@ -107,7 +105,11 @@ def double_backward(
     x: Tensor, g: Tensor, tangent: Tensor, rate: Tensor, edge_length: Tensor, table: Tensor, *index: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     units = units_of(index)
-    grad_x, grad_g, partial = torch.zeros(x.shape, dtype=x.dtype), torch.zeros(x.shape, dtype=x.dtype), _partial(x, table.shape[0], index[-3])
+    grad_x, grad_g, partial = (
+        torch.zeros(x.shape, dtype=x.dtype),
+        torch.zeros(x.shape, dtype=x.dtype),
+        _partial(x, table.shape[0], index[-3]),
+    )
     shared = (units.dst, units.src, units.knot, units.both, units.group_ptr, units.paired)
     numba_kernels.double_backward(
         *arrays(x, g, tangent, rate, table), *shared, *arrays(grad_x, grad_g, partial), work=40 * units.size * x.shape[1]

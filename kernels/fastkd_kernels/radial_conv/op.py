@@ -116,7 +116,7 @@ def _knots_fake(c: Tensor | None, x: Tensor, *rest: Any) -> Tensor:
 def _knots_reference(c: Tensor | None, x: Tensor, g: Tensor, edge_length: Tensor, *rest: Any) -> Tensor:
     *index, rows, order = rest
     knot, fraction, paired, step = index[8], index[9], index[-2], index[-1]
-    wide = (t.to(fraction.dtype) for t in (x, g))
+    wide = x.to(fraction.dtype), g.to(fraction.dtype)
     found = reference.knots(c, *wide, edge_length, index[0], index[1], knot, fraction, paired, step, rows, order)
     return found.to(x.dtype)
 
@@ -135,8 +135,10 @@ def _knots_triton(*args: Any) -> Tensor:
 
 def _backward_fake(x: Tensor, g: Tensor, edge_length: Tensor, table: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     need_length, need_table = rest[-2:]
-    return x.new_empty(x.shape), edge_length.new_empty(edge_length.shape if need_length else 0), table.new_empty(
-        table.shape if need_table else (0, 0)
+    return (
+        x.new_empty(x.shape),
+        edge_length.new_empty(edge_length.shape if need_length else 0),
+        table.new_empty(table.shape if need_table else (0, 0)),
     )
 
 
@@ -169,8 +171,12 @@ def _double_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = table.shape[0]
     grad_x = _conv_reference(rate, g, edge_length, table, *reverse(index), 1, False)
-    grad_g = _conv_reference(None, tangent, edge_length, table, *index, 0, False) + _conv_reference(rate, x, edge_length, table, *index, 1, False)
-    grad_table = _knots_reference(None, tangent, g, edge_length, *index, rows, 0) + _knots_reference(rate, x, g, edge_length, *index, rows, 1)
+    grad_g = _conv_reference(None, tangent, edge_length, table, *index, 0, False) + _conv_reference(
+        rate, x, edge_length, table, *index, 1, False
+    )
+    grad_table = _knots_reference(None, tangent, g, edge_length, *index, rows, 0) + _knots_reference(
+        rate, x, g, edge_length, *index, rows, 1
+    )
     return grad_x, grad_g, grad_table
 
 
@@ -333,26 +339,32 @@ def _backward_autograd(ctx: Any, tangent: Tensor | None, rate: Tensor | None, ta
     # ⟨tangent, conv⁽ᵀ⁾(g)⟩ + ⟨rate, dot₁(x, g)⟩ + ⟨table_tangent, knots(x, g)⟩, each differentiated by what it depends on
     terms: list[list[Tensor | None]] = []
     if tangent is not None:
-        terms.append([
-            None,
-            _conv(None, tangent, edge_length, table, *index, 0, False, backend) if wants[1] else None,
-            _dot(tangent, g, edge_length, table, *index, 1, backend) if wants[2] else None,
-            _knots(None, tangent, g, edge_length, *index, rows, 0, backend) if wants[3] else None,
-        ])
+        terms.append(
+            [
+                None,
+                _conv(None, tangent, edge_length, table, *index, 0, False, backend) if wants[1] else None,
+                _dot(tangent, g, edge_length, table, *index, 1, backend) if wants[2] else None,
+                _knots(None, tangent, g, edge_length, *index, rows, 0, backend) if wants[3] else None,
+            ]
+        )
     if rate is not None:
-        terms.append([
-            _conv(rate, g, edge_length, table, *back, 1, False, backend) if wants[0] else None,
-            _conv(rate, x, edge_length, table, *index, 1, False, backend) if wants[1] else None,
-            rate * _dot(x, g, edge_length, table, *index, 2, backend) if wants[2] else None,
-            _knots(rate, x, g, edge_length, *index, rows, 1, backend) if wants[3] else None,
-        ])
+        terms.append(
+            [
+                _conv(rate, g, edge_length, table, *back, 1, False, backend) if wants[0] else None,
+                _conv(rate, x, edge_length, table, *index, 1, False, backend) if wants[1] else None,
+                rate * _dot(x, g, edge_length, table, *index, 2, backend) if wants[2] else None,
+                _knots(rate, x, g, edge_length, *index, rows, 1, backend) if wants[3] else None,
+            ]
+        )
     if table_tangent is not None:
-        terms.append([
-            _conv(None, g, edge_length, table_tangent, *back, 0, False, backend) if wants[0] else None,
-            _conv(None, x, edge_length, table_tangent, *index, 0, False, backend) if wants[1] else None,
-            _dot(x, g, edge_length, table_tangent, *index, 1, backend) if wants[2] else None,
-            None,
-        ])
+        terms.append(
+            [
+                _conv(None, g, edge_length, table_tangent, *back, 0, False, backend) if wants[0] else None,
+                _conv(None, x, edge_length, table_tangent, *index, 0, False, backend) if wants[1] else None,
+                _dot(x, g, edge_length, table_tangent, *index, 1, backend) if wants[2] else None,
+                None,
+            ]
+        )
     return *(_sum([term[number] for term in terms]) for number in range(4)), *_NO_INDEX, None, None, None
 
 

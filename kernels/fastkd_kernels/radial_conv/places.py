@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .. import backends
@@ -32,7 +31,9 @@ INDEX_SIZE = 16
 #: so that the bits do not depend on the number of threads.
 GROUPS = 4
 
-IndexArguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float]
+IndexArguments = tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,9 @@ class RadialIndex:
         units = graph.num_edges if pairs is None else pairs.num_pairs
         if edge_length.shape != (units,) or not edge_length.is_floating_point():
             what = "edge" if pairs is None else "pair"
-            raise ValueError(f"edge_length must be [{units}], one floating number per {what}, got {list(edge_length.shape)} {edge_length.dtype}")
+            raise ValueError(
+                f"edge_length must be [{units}], one floating number per {what}, got {list(edge_length.shape)} {edge_length.dtype}"
+            )
         chosen = backends.resolve(backend, edge_length)
         edge = None if pairs is None else pairs.pair_edges[:, 0]
         unit_dst, unit_src = (graph.edge_dst, graph.edge_src) if edge is None else (graph.edge_dst[edge], graph.edge_src[edge])
@@ -96,7 +99,9 @@ class RadialIndex:
             # units beyond the cutoff come first and belong to no bucket
             order_ptr, buckets_order = segments(knot.long() + 1, grid.knots)
             buckets = (order_ptr[1:], buckets_order)
-        return cls(grid, graph.num_nodes, pairs is not None, unit_dst, unit_src, *into, *outof, knot, fraction, weights, *buckets, groups, chosen)
+        return cls(
+            grid, graph.num_nodes, pairs is not None, unit_dst, unit_src, *into, *outof, knot, fraction, weights, *buckets, groups, chosen
+        )
 
     @property
     def num_units(self) -> int:

@@ -12,9 +12,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..cfconv.op import cfconv
+from ..cfconv.paired import paired_cfconv
 from ..cfconv.pairs import PairIndex
+from ..cfconv_exact.op import cfconv_exact
 from ..graph import CSRGraph
-from ..radial_specs import BasisSpec, EnvelopeSpec, FilterLinear, FilterMLP
+from ..radial_specs import BasisSpec, EnvelopeSpec, FilterLinear, FilterMLP, filter_jets
 from .op import radial_conv
 from .places import RadialIndex
 from .spline import SplineGrid
@@ -36,7 +39,7 @@ def cfconv_radial(
     grid: SplineGrid | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Sum over the edges into each node of C(d) M(φ(d)) ∘ x_src; no tensor [n_edges, F] is made at any order of derivative.
+    """Sum over the edges into each node of C(d) M(φ(d)) ∘ x_src; no tensor [n_edges, F] is made on the way to forces and their loss.
 
     Args:
         x: node features, [n_nodes, F].
@@ -46,7 +49,8 @@ def cfconv_radial(
         cutoff: C, the envelope; a number means a cosine up to there.
         graph: edges src → dst.
         pairs: which edges share a length, if all do: the filter is then found once for both.
-        method: ``table`` interpolates M between knots (`radial_conv`), ``exact`` recomputes it in tiles (`cfconv_exact`); ``auto`` takes the
+        method: ``table`` interpolates M between knots (`radial_conv`), ``exact`` recomputes it in tiles (`cfconv_exact`; the filters of a
+            single linear layer are stored instead); ``auto`` takes the
             table if there are more distances than knots and the measured error is at rounding level, and else the exact operator. Its
             decision reads a number back from a GPU; a model that calls often keeps a `TableBuilder` instead.
         grid: knots of the table; found by measurement if None.
@@ -61,8 +65,6 @@ def cfconv_radial(
 
     Source: SchNet, Schütt et al. 2017, eq. 2 and fig. 2.
     """
-    from ..cfconv_exact.op import cfconv_exact
-
     envelope = cutoff if isinstance(cutoff, EnvelopeSpec) else EnvelopeSpec("cosine", float(cutoff))
     if method not in ("auto", "table", "exact"):
         raise ValueError(f"unknown method {method!r}; choose auto, table or exact")
@@ -71,7 +73,11 @@ def cfconv_radial(
         chosen = TableBuilder(basis, envelope).grid([mlp], x.dtype)
         if chosen is None and method == "table":
             raise ValueError(f"no table represents this filter to {x.dtype}; use method='exact', or give a grid of your own")
+    if chosen is None and isinstance(mlp, FilterLinear):
+        weight = filter_jets(basis, mlp, envelope, edge_length, 0)[0]
+        return cfconv(x, weight, graph, backend=backend) if pairs is None else paired_cfconv(x, weight, pairs, graph, backend=backend)
     if chosen is None:
+        assert isinstance(mlp, FilterMLP)
         return cfconv_exact(x, edge_length, basis, mlp, envelope, graph, pairs=pairs, backend=backend)
     table = tabulate(basis, mlp, envelope, chosen, x.dtype)
     return radial_conv(x, edge_length, table, RadialIndex.from_lengths(edge_length.detach(), chosen, graph, pairs, backend=backend))

@@ -49,7 +49,7 @@ def conv(c: Tensor | None, x: Tensor, weight: Tensor, unit_dst: Tensor, unit_src
 
 
 def product(x: Tensor, g: Tensor, unit_dst: Tensor, unit_src: Tensor, paired: bool) -> Tensor:
-    """p [U, F]."""
+    """P [U, F]."""
     p = x[unit_src] * g[unit_dst]
     return p + x[unit_dst] * g[unit_src] if paired else p
 

@@ -29,11 +29,6 @@ EXTRA_ROWS = DEGREE - 1
 #: The "not a knot" conditions must not overlap.
 MIN_KNOTS = 16
 
-# Error of interpolation at evenly spaced knots: |s − f| ≤ |B₈(½) − B₈| / 8! · step⁸ |f⁽⁸⁾| and |s′ − f′| ≤ max|B₇(t)| / 7! · step⁷ |f⁽⁸⁾| to
-# leading order (Bernoulli polynomials); step⁸ f⁽⁸⁾ is the eighth difference of the values.
-VALUE_ERROR = (2 - 2**-7) / 30 / math.factorial(8)
-SLOPE_ERROR = 0.0262 / math.factorial(7)
-
 
 @dataclass(frozen=True)
 class SplineGrid:
@@ -70,20 +65,7 @@ class SplineGrid:
         """
         if values.dim() != 2 or values.shape[0] != self.knots:
             raise ValueError(f"a grid of {self.knots} knots needs values [{self.knots}, F], got {list(values.shape)}")
-        return prefilter(self.knots, values.dtype, values.device) @ values
-
-    def error(self, values: Tensor) -> Tensor:
-        """Estimated error of the interpolation of ``values`` [knots, F], from their eighth differences: no function is called again.
-
-        Returns:
-            [2]: the largest error of value and slope at any distance, over the root mean square of value and slope.
-        """
-        exact = values.detach().double()
-        difference = torch.diff(exact, n=ROWS, dim=0).norm(dim=1).amax()
-        size = exact.square().sum(1).mean().sqrt()
-        slope = torch.diff(exact, dim=0).square().sum(1).mean().sqrt()
-        tiny = torch.finfo(torch.float64).tiny
-        return torch.stack([VALUE_ERROR * difference / size.clamp_min(tiny), SLOPE_ERROR * difference / slope.clamp_min(tiny)])
+        return torch.mm(prefilter(self.knots, values.dtype, values.device), values)
 
 
 @lru_cache(maxsize=16)
@@ -98,7 +80,7 @@ def pieces(order: int) -> tuple[tuple[float, ...], ...]:
             for power in range(ROWS):
                 powers[power] += Fraction(sign * math.comb(DEGREE, power) * shift ** (DEGREE - power), math.factorial(DEGREE))
         for _ in range(order):
-            powers = [power * value for power, value in enumerate(powers)][1:] + [Fraction(0)]
+            powers = [*(power * value for power, value in enumerate(powers[1:], 1)), Fraction(0)]
         rows.append(tuple(float(value) for value in powers))
     return tuple(rows)
 
@@ -118,11 +100,13 @@ def prefilter(knots: int, dtype: torch.dtype = torch.float64, device: torch.devi
         system[knots + 2 * number + 1, end - ROWS - 1 : end] = difference
     right = torch.zeros(rows, knots, dtype=torch.float64)
     right[:knots] = torch.eye(knots, dtype=torch.float64)
-    return torch.linalg.solve(system, right).to(device=device, dtype=dtype)
+    solved: Tensor = torch.linalg.solve(system, right)
+    return solved.to(device=device, dtype=dtype)
 
 
 def row_weights(fraction: Tensor, order: int) -> Tensor:
     """b_r⁽q⁾(t) of each distance, [n] → [n, 8], without the factor step⁻q; differentiable in the fraction."""
     polynomials = torch.tensor(pieces(order), dtype=fraction.dtype, device=fraction.device)
     powers = torch.stack([fraction**power for power in range(ROWS)], -1)
-    return powers @ polynomials.T
+    weights: Tensor = torch.mm(powers, polynomials.T)
+    return weights

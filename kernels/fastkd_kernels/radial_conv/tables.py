@@ -78,7 +78,7 @@ class _MLPTables(torch.autograd.Function):
         z = torch.addmm(torch.cat(bias).double(), builder.basis, torch.cat(first).double().T)
         hidden, slope = activation_with_slope(kind, z)
         hidden.mul_(builder.cut)
-        parts = (builder.solve @ hidden).split([w.shape[0] for w in first], 1)
+        parts = torch.split(builder.solve @ hidden, [w.shape[0] for w in first], 1)
         smooth = builder.solve @ builder.cut
         low = first[0].dtype
         ctx.save_for_backward(slope.mul_(builder.cut).to(low), hidden.to(low), *second)
@@ -92,12 +92,12 @@ class _MLPTables(torch.autograd.Function):
         low, builder = slope.dtype, ctx.builder
         # to gradients by the values at the knots; this map magnifies noise, so its sums are float64
         joined = builder.solve.T @ torch.cat(grads, 1).double()
-        values = joined.to(low).split([g.shape[1] for g in grads], 1)
+        values = torch.split(joined.to(low), [g.shape[1] for g in grads], 1)
         g_z = torch.cat([g @ w for g, w in zip(values, second, strict=True)], 1).mul_(slope)
-        g_second = [g.T @ part for g, part in zip(values, hidden.split(ctx.widths, 1), strict=True)]
+        g_second = [g.T @ part for g, part in zip(values, torch.split(hidden, ctx.widths, 1), strict=True)]
         g_last = [(g.T @ builder.cut.to(low)).squeeze(1) for g in values]
-        g_first = (g_z.T @ builder.basis.to(low)).split(ctx.widths)
-        g_bias = g_z.sum(0).split(ctx.widths)
+        g_first = torch.split(g_z.T @ builder.basis.to(low), ctx.widths)
+        g_bias = torch.split(g_z.sum(0), ctx.widths)
         return None, None, None, *(g for four in zip(g_first, g_bias, g_second, g_last, strict=True) for g in four)
 
 
@@ -164,7 +164,12 @@ def measure(basis: BasisSpec, network: Network, envelope: EnvelopeSpec, grid: Sp
     """
     weight = network[0]
     assert isinstance(weight, Tensor)
-    exact = type(network)(*(t.detach().double() if isinstance(t, Tensor) else t for t in network))
+    exact: Network
+    if isinstance(network, FilterMLP):
+        first, bias, second, last = (t.detach().double() for t in network[:4])
+        exact = FilterMLP(first, bias, second, last, network.activation)
+    else:
+        exact = FilterLinear(network.weight.detach().double(), network.bias.detach().double())
     table = tabulate(basis, exact, envelope, grid)
     # not exactly in the middle, where the error of the slope vanishes
     at = grid.positions(device=weight.device)[:-1] + grid.step * 0.35
@@ -182,8 +187,8 @@ def measure(basis: BasisSpec, network: Network, envelope: EnvelopeSpec, grid: Sp
 class TableBuilder:
     """Keeps the grid on which the filters of one model are tabulated well enough.
 
-    The grid is chosen by measurement (`measure`) at the first build. Each later build costs an estimate from the eighth differences of
-    the values at the knots, and when it has doubled since the last measurement, the networks are measured again and the grid refined.
+    The grid is chosen by measurement (`measure`) at the first build. Each later build is estimated by its `roughness`, and when that has
+    doubled since the last measurement, the networks are measured again and the grid refined.
     On a GPU the estimate is read one build later, when it has arrived, so that nothing waits.
     """
 
@@ -215,7 +220,7 @@ class TableBuilder:
         weight = networks[0][0]
         assert isinstance(weight, Tensor)
         rows = _Rows(*_basis_at(self.basis, self.envelope, grid, weight.device), prefilter(grid.knots, torch.float64, weight.device))
-        return list(_MLPTables.apply(rows, networks[0][4], dtype, *(t for network in networks for t in network[:4])))  # type: ignore[misc]
+        return list(_MLPTables.apply(rows, networks[0][4], dtype, *(t for network in networks for t in network[:4])))  # type: ignore[misc, no-untyped-call]
 
     def _linears(self, networks: Sequence[Network], grid: SplineGrid, dtype: torch.dtype) -> list[Tensor]:
         return [tabulate(self.basis, network, self.envelope, grid, dtype) for network in networks]
@@ -226,21 +231,18 @@ class TableBuilder:
             grid = SplineGrid(self.envelope.cutoff, knots)
             errors = [measure(self.basis, network, self.envelope, grid) for network in networks]
             if all(bool(value <= value_limit) and bool(slope <= slope_limit) for value, slope in errors):
+                table = torch.cat([tabulate(self.basis, network, self.envelope, grid).detach() for network in networks], 1)
+                self._estimates[dtype] = float(roughness(table))
                 return grid
         return None
 
     def _estimate(self, table: Tensor, dtype: torch.dtype) -> None:
-        # differences of coefficients are differences of values, smoothed; rounding adds 1e-5 to what is 1e-2 where it begins to matter
-        difference = table
-        for _ in range(ROWS):
-            difference = difference[1:] - difference[:-1]
-        found = (difference.norm() / table.norm().clamp_min(torch.finfo(table.dtype).tiny)).double().reshape(1)
-        event = None
+        found, event = roughness(table).reshape(1), None
         if found.device.type == "cuda":
             host = torch.empty(1, dtype=torch.float64, pin_memory=True)
             host.copy_(found, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
             found = host
         self._pending = (dtype, found, event)
 
@@ -248,10 +250,20 @@ class TableBuilder:
         if self._pending is None:
             return
         dtype, found, event = self._pending
-        if event is not None and not event.query():
+        if event is not None and not event.query():  # type: ignore[no-untyped-call]
             return
         self._pending = None
-        now = float(found)
-        if now > REMEASURE * self._estimates.setdefault(dtype, now):
-            self._estimates.pop(dtype)
+        if float(found) > REMEASURE * self._estimates.get(dtype, float("inf")):
             self._grids.pop(dtype, None)
+
+
+def roughness(table: Tensor) -> Tensor:
+    """Largest eighth difference of a table's coefficients over their root mean square; the error of interpolation is proportional to it.
+
+    The largest, because a kink is in one place. Rounding adds 1e-5 in float32, to what is 1e-2 where it begins to matter.
+    """
+    difference = table
+    for _ in range(ROWS):
+        difference = difference[1:] - difference[:-1]
+    size = table.square().mean().sqrt().clamp_min(torch.finfo(table.dtype).tiny)
+    return (difference.abs().amax() / size).double()

@@ -1,0 +1,1 @@
+"""Linear centred kernel alignment in feature space, without N × N matrices."""

@@ -1,0 +1,1 @@
+"""The loss of vector features by length and angle, without their projection in memory."""
