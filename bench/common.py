@@ -29,6 +29,7 @@ PACKAGES = (
     "numba",
     "numpy",
     "torch-geometric",
+    "schnetpack",
     "torch-scatter",
     "pyg-lib",
     "cuequivariance-torch",

@@ -11,13 +11,16 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from fastkd_kernels import CSRGraph, edge_product, painn_message
+from fastkd_kernels import BasisSpec, CSRGraph, EnvelopeSpec, FilterLinear, edge_product, painn_message, painn_radial
+from fastkd_kernels.radial_conv.places import RadialIndex
 from torch import Tensor, nn
 
-from fastkd.data.batch import Batch
+from fastkd.data.batch import Batch, NeighborGraph
 
 from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, ForceMode, Potential, Readout
 from .layers import (
@@ -25,6 +28,7 @@ from .layers import (
     BasisKind,
     Envelope,
     EnvelopeKind,
+    FilterTables,
     GatedEquivariantBlock,
     RadialBasis,
     activation,
@@ -38,6 +42,9 @@ from .layers import (
 
 #: Under the square root of vector norms, as in every public PaiNN.
 NORM_EPSILON = 1e-8
+
+#: phi [n_atoms, 3F] and vector [n_atoms, 3, F] or None → what atoms receive, [n_atoms, F] and [n_atoms, 3, F].
+Message = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,18 @@ class PaiNNMessage(nn.Module):
         self.norm = nn.LayerNorm(width) if options.layer_norm else nn.Identity()
         self.context = nn.Sequential(dense(width, width), activation(options.activation), dense(width, 3 * width))
         self.filter = dense(options.radial, 3 * width)
+        self.smooth_bias = options.smooth_bias
         self.parts = (1.0, 1 / math.sqrt(width), 1 / math.sqrt(3 * width)) if options.residual_scaling else None
 
     def weight(self, length: Tensor, rows: Tensor, *, carried: bool) -> Tensor:
         """The filter [n_edges, 3F] from `rows_of`, with its derivative attached to ``length`` if that was ``carried``."""
         product = nn.functional.linear(rows, with_bias(self.filter))
         return attach_derivative(length, product) if carried else product
+
+    @property
+    def network(self) -> FilterLinear:
+        """The filter as the kernels take it."""
+        return FilterLinear(self.filter.weight, self.filter.bias, self.smooth_bias)
 
     def phi(self, scalar: Tensor) -> Tensor:
         """[n_atoms, F] → [n_atoms, 3F]."""
@@ -129,6 +142,10 @@ class PaiNN(Potential):
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width)
         self.basis = RadialBasis(options.basis, options.radial, options.cutoff)
         self.envelope = Envelope(options.envelope, options.cutoff, options.envelope_exponent)
+        self.tables = FilterTables(
+            BasisSpec(options.basis, options.radial, options.cutoff),
+            EnvelopeSpec(options.envelope, options.cutoff, options.envelope_exponent),
+        )
         self.messages = nn.ModuleList(PaiNNMessage(options) for _ in range(options.layers))
         self.updates = nn.ModuleList(PaiNNUpdate(options) for _ in range(options.layers))
         half = max(1, width // 2)
@@ -149,20 +166,15 @@ class PaiNN(Potential):
         return self.options.layers
 
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
-        graph = batch.graph(self.cutoff).csr
-        length = safe_length(edge_vector)
-        direction = edge_vector / length.unsqueeze(-1)
-        carried = edge_vector.is_leaf and edge_vector.requires_grad
-        source = length.detach() if carried else length
-        rows = rows_of(source, self.basis, self.envelope, smooth_bias=self.options.smooth_bias, slope=carried)
+        graph = batch.graph(self.cutoff)
+        messages = self._messages(edge_vector, graph, carried=edge_vector.is_leaf and edge_vector.requires_grad)
 
         scalar: Tensor = self.embedding(batch.atomic_numbers)
         vector: Tensor | None = None
         layers, vector_layers = [scalar], [scalar.new_zeros(()).expand(scalar.shape[0], 3, scalar.shape[1])]
         mix = 1 / math.sqrt(2.0) if self.options.residual_scaling else 1.0
-        for number, (message, update) in enumerate(zip(self.messages, self.updates, strict=True)):
-            weight = message.weight(length, rows, carried=carried)
-            d_scalar, d_vector = painn_message(message.phi(scalar), vector, weight, direction, graph)
+        for number, (block, message, update) in enumerate(zip(self.messages, messages, self.updates, strict=True)):
+            d_scalar, d_vector = message(block.phi(scalar), vector)
             scalar = (scalar + d_scalar) * mix
             vector = d_vector if vector is None else vector + d_vector
             d_scalar, d_vector = update(scalar, vector)
@@ -172,8 +184,27 @@ class PaiNN(Potential):
             layers.append(scalar)
             vector_layers.append(vector)
 
-        features = Features(scalar, lambda: _edge_dot(vector_layers[-1], graph), vector, tuple(layers), tuple(vector_layers))
+        features = Features(scalar, lambda: _edge_dot(vector_layers[-1], graph.csr), vector, tuple(layers), tuple(vector_layers))
         return Readout(self.energy_head(scalar).squeeze(-1), self._direct_forces(scalar, vector), features)
+
+    def _messages(self, edge_vector: Tensor, graph: NeighborGraph, *, carried: bool) -> list[Message]:
+        """One per block."""
+        pairs, csr = graph.pairs, graph.csr
+        # both edges of a pair share the place in the table; the first one's direction serves both
+        unit_vector = edge_vector if pairs is None else edge_vector[pairs.pair_edges[:, 0]]
+        length = safe_length(unit_vector)
+        found = self.tables([block.network for block in self.messages], length)
+        if found is not None:
+            grid, tables = found
+            index, direction = RadialIndex.from_lengths(length, grid, csr, pairs), unit_vector / length.unsqueeze(-1)
+            shared = {"edge_length": length, "direction": direction, "index": index, "places_once": carried}
+            return [partial(painn_radial, table=table, **shared) for table in tables]
+        length = length if pairs is None else safe_length(edge_vector)
+        direction = edge_vector / length.unsqueeze(-1)
+        source = length.detach() if carried else length
+        rows = rows_of(source, self.basis, self.envelope, smooth_bias=self.options.smooth_bias, slope=carried)
+        weights = (block.weight(length, rows, carried=carried) for block in self.messages)
+        return [partial(painn_message, weight=weight, direction=direction, graph=csr) for weight in weights]
 
     def _direct_forces(self, scalar: Tensor, vector: Tensor | None) -> Tensor | None:
         if self.force_mode != "direct":

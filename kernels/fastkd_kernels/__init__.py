@@ -12,6 +12,8 @@ from .graph import CSRGraph
 from .linear_cka.op import linear_cka
 from .local_structure_loss.op import edge_distance, local_structure_loss
 from .painn_message.op import painn_message
+from .painn_radial.op import painn_radial
+from .painn_radial.radial import painn_message_radial
 from .projected_loss.op import projected_loss
 from .radial_conv.op import radial_conv
 from .radial_conv.places import RadialIndex
@@ -51,6 +53,8 @@ __all__ = [
     "linear_cka",
     "local_structure_loss",
     "painn_message",
+    "painn_message_radial",
+    "painn_radial",
     "pair_product",
     "paired_cfconv",
     "projected_loss",

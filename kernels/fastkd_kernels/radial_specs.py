@@ -21,12 +21,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-BasisKind = Literal["gaussian", "bessel", "expnorm"]
+BasisKind = Literal["gaussian", "bessel", "exp_normal"]
 EnvelopeKind = Literal["cosine", "polynomial", "exponential", "none"]
 ActivationKind = Literal["shifted_softplus", "silu", "tanh"]
 
 #: The position in each tuple is the kernels' code.
-BASES: tuple[BasisKind, ...] = ("gaussian", "bessel", "expnorm")
+BASES: tuple[BasisKind, ...] = ("gaussian", "bessel", "exp_normal")
 ENVELOPES: tuple[EnvelopeKind, ...] = ("cosine", "polynomial", "exponential", "none")
 ACTIVATIONS: tuple[ActivationKind, ...] = ("shifted_softplus", "silu", "tanh")
 
@@ -51,7 +51,7 @@ class BasisSpec:
     - ``gaussian``: exp(−γₖ (d − μₖ)²), μ evenly spaced from ``start`` to the cutoff; γ = 1 / 2Δ² with their spacing Δ unless ``gamma``
       is given (SchNet, section 4.1).
     - ``bessel``: √(2/c) sin(μₖ d)/d, μₖ = kπ/c (DimeNet, eq. 7).
-    - ``expnorm``: exp(−γₖ (e^(−αd) − μₖ)²), α = 5/c, μ evenly spaced from e^(−αc) to 1 and γ = (2/K (1 − e^(−αc)))⁻² unless ``gamma``
+    - ``exp_normal``: exp(−γₖ (e^(−αd) − μₖ)²), α = 5/c, μ evenly spaced from e^(−αc) to 1 and γ = (2/K (1 − e^(−αc)))⁻² unless ``gamma``
       is given (PhysNet, eq. 7).
 
     `centres` and `gammas` give μ and γ; whoever trains them hands tensors of their own to `basis_jets`.
@@ -77,7 +77,7 @@ class BasisSpec:
 
     @property
     def decay(self) -> float:
-        """α of ``expnorm``, 1/Å."""
+        """α of ``exp_normal``, 1/Å."""
         return 5.0 / self.cutoff
 
     @property
@@ -92,10 +92,10 @@ class BasisSpec:
             return self.gamma
         if self.kind == "gaussian":
             return 0.5 * ((self.size - 1) / (self.cutoff - self.start)) ** 2
-        return (2 / self.size * (1 - math.exp(-5.0))) ** -2 if self.kind == "expnorm" else 1.0
+        return (2 / self.size * (1 - math.exp(-5.0))) ** -2 if self.kind == "exp_normal" else 1.0
 
     def centres(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
-        """μ [size]: centres of ``gaussian`` and ``expnorm``, frequencies of ``bessel``; made in float64, then rounded."""
+        """μ [size]: centres of ``gaussian`` and ``exp_normal``, frequencies of ``bessel``; made in float64, then rounded."""
         if self.kind == "gaussian":
             table = torch.linspace(self.start, self.cutoff, self.size, dtype=torch.float64)
         elif self.kind == "bessel":
@@ -149,6 +149,9 @@ class FilterLinear(NamedTuple):
 
     weight: Tensor  #: [F, K]
     bias: Tensor  #: [F]
+    #: the envelope multiplies the bias too; otherwise the filter is C(d) φ weightᵀ + bias, which jumps at the cutoff (the Open Catalyst
+    #: Project's PaiNN)
+    smooth_bias: bool = True
 
 
 @lru_cache(maxsize=256)
@@ -266,6 +269,8 @@ def filter_jets(
 ) -> Jets:
     """W(d) = C(d) M(φ(d)) and its derivatives in d up to ``order``, each [..., F]; differentiable in all tensors.
 
+    The bias of a `FilterLinear` without ``smooth_bias`` stands outside of C.
+
     Args:
         basis: φ.
         network: M.
@@ -276,13 +281,14 @@ def filter_jets(
         gammas: see `basis_jets`.
         extend: see `envelope_jets`.
     """
-    m = network_jets(network, basis_jets(basis, d, order, centres=centres, gammas=gammas))
+    outside = network.bias if isinstance(network, FilterLinear) and not network.smooth_bias else None
+    inside = network if outside is None else FilterLinear(network[0], torch.zeros_like(outside))
+    m = network_jets(inside, basis_jets(basis, d, order, centres=centres, gammas=gammas))
     c = [jet.unsqueeze(-1) for jet in envelope_jets(envelope, d, order, extend=extend)]
+    value = c[0] * m[0] if outside is None else c[0] * m[0] + outside
     # Leibniz' rule
-    return tuple(
-        torch.stack([math.comb(total, k) * c[total - k] * m[k] for k in range(total + 1)]).sum(0) if total else c[0] * m[0]
-        for total in range(order + 1)
-    )
+    slopes = (torch.stack([math.comb(n, k) * c[n - k] * m[k] for k in range(n + 1)]).sum(0) for n in range(1, order + 1))
+    return value, *slopes
 
 
 def _check_order(order: int) -> None:

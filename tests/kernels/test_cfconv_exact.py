@@ -137,7 +137,7 @@ def test_specs_are_values() -> None:
     basis, envelope = BasisSpec("gaussian", 50, 5.0), EnvelopeSpec("polynomial", 5.0, 7)
     assert basis == BasisSpec("gaussian", 50, 5.0)
     assert len({basis, BasisSpec("gaussian", 50, 5.0), BasisSpec("gaussian", 50, 5.0, gamma=3.0)}) == 2
-    for one in (basis, BasisSpec("expnorm", 3, 4.1, gamma=1 / 3)):
+    for one in (basis, BasisSpec("exp_normal", 3, 4.1, gamma=1 / 3)):
         assert decode(one.code, envelope.code) == (one, envelope)
 
 
@@ -336,7 +336,7 @@ def test_pairs_give_what_edges_give() -> None:
     pairs, graph = random_pairs(Shape(7, 40, 5), torch.Generator().manual_seed(4))
     assert isinstance(pairs, PairIndex)
     x, length = torch.randn(7, 5, dtype=torch.float64), 0.5 + torch.rand(pairs.num_pairs, dtype=torch.float64)
-    basis, envelope, network = BasisSpec("expnorm", 6, CUTOFF), EnvelopeSpec("cosine", CUTOFF), random_network(6, 7, 5)
+    basis, envelope, network = BasisSpec("exp_normal", 6, CUTOFF), EnvelopeSpec("cosine", CUTOFF), random_network(6, 7, 5)
     once = force_step(lambda x, d, n: cfconv_exact(x, d, basis, FilterMLP(*n), envelope, graph, pairs=pairs), x, length, network)
     twice = force_step(lambda x, d, n: cfconv_exact(x, d[pairs.pair], basis, FilterMLP(*n), envelope, graph), x, length, network)
     assert_alike(once, twice)

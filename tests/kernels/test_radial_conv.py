@@ -113,7 +113,7 @@ def test_values_must_fit_the_grid() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
-@pytest.mark.parametrize("basis", ["gaussian", "bessel", "expnorm"])
+@pytest.mark.parametrize("basis", ["gaussian", "bessel", "exp_normal"])
 @pytest.mark.parametrize("envelope", ["cosine", "polynomial", "exponential"])
 def test_a_grid_found_by_measurement_keeps_its_promise(kind: str, basis: str, envelope: str) -> None:
     spec, cut = BasisSpec(basis, 20, CUTOFF), EnvelopeSpec(envelope, CUTOFF)  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ CASES: tuple[OpCase, ...] = (
     _case("gaussian", "cosine", "shifted_softplus", paired=False),
     _case("gaussian", "polynomial", "shifted_softplus", paired=True),
     _case("bessel", "exponential", "silu", paired=False),
-    _case("expnorm", "none", "tanh", paired=True),
+    _case("exp_normal", "none", "tanh", paired=True),
 )
 
 

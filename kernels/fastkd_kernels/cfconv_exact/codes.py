@@ -40,7 +40,7 @@ def units_of(edge_src: Tensor, edge_dst: Tensor, edge_order: Tensor, pair_edges:
 class Slopes(NamedTuple):
     """Numbers a kernel needs for φ: μₖ = μ₀ + kΔ in a variable v, φₖ = exp(−a ((v − μ₀)/Δ − k)²).
 
-    v is the distance (``gaussian``) or e^(−αd) (``expnorm``). ``bessel`` uses ``first`` as π/c and ``scale`` as its norm.
+    v is the distance (``gaussian``) or e^(−αd) (``exp_normal``). ``bessel`` uses ``first`` as π/c and ``scale`` as its norm.
     """
 
     first: float  #: μ₀
@@ -55,4 +55,4 @@ def slopes_of(basis: BasisSpec) -> Slopes:
         return Slopes(math.pi / basis.cutoff, 1.0, basis.norm, 0.0)
     low, high = (basis.start, basis.cutoff) if basis.kind == "gaussian" else (math.exp(-5.0), 1.0)
     spacing = (high - low) / max(basis.size - 1, 1)
-    return Slopes(low, 1 / spacing, basis.width_factor * spacing**2, basis.decay if basis.kind == "expnorm" else 0.0)
+    return Slopes(low, 1 / spacing, basis.width_factor * spacing**2, basis.decay if basis.kind == "exp_normal" else 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..cfconv.op import cfconv
@@ -66,13 +67,7 @@ def cfconv_radial(
     Source: SchNet, Schütt et al. 2017, eq. 2 and fig. 2.
     """
     envelope = cutoff if isinstance(cutoff, EnvelopeSpec) else EnvelopeSpec("cosine", float(cutoff))
-    if method not in ("auto", "table", "exact"):
-        raise ValueError(f"unknown method {method!r}; choose auto, table or exact")
-    chosen = None if method == "exact" else grid
-    if chosen is None and method != "exact" and (method == "table" or edge_length.shape[0] > TABLE_PAYS):
-        chosen = TableBuilder(basis, envelope).grid([mlp], x.dtype)
-        if chosen is None and method == "table":
-            raise ValueError(f"no table represents this filter to {x.dtype}; use method='exact', or give a grid of your own")
+    chosen = choose_grid(method, grid, basis, mlp, envelope, edge_length.shape[0], x.dtype)
     if chosen is None and isinstance(mlp, FilterLinear):
         weight = filter_jets(basis, mlp, envelope, edge_length, 0)[0]
         return cfconv(x, weight, graph, backend=backend) if pairs is None else paired_cfconv(x, weight, pairs, graph, backend=backend)
@@ -86,4 +81,29 @@ def cfconv_radial(
 #: Distances beyond which a table is cheaper than the network at every distance.
 TABLE_PAYS = 256
 
-__all__ = ["Method", "cfconv_radial"]
+
+def choose_grid(
+    method: Method,
+    grid: SplineGrid | None,
+    basis: BasisSpec,
+    network: FilterMLP | FilterLinear,
+    envelope: EnvelopeSpec,
+    distances: int,
+    dtype: torch.dtype,
+) -> SplineGrid | None:
+    """The knots on which to tabulate; None where the network itself is to be used.
+
+    Raises:
+        ValueError: if ``method`` is unknown, or is ``table`` and no table is good enough.
+    """
+    if method not in ("auto", "table", "exact"):
+        raise ValueError(f"unknown method {method!r}; choose auto, table or exact")
+    if method == "exact" or (grid is None and method == "auto" and distances <= TABLE_PAYS):
+        return None
+    chosen = grid or TableBuilder(basis, envelope).grid([network], dtype)
+    if chosen is None and method == "table":
+        raise ValueError(f"no table represents this filter to {dtype}; use method='exact', or give a grid of your own")
+    return chosen
+
+
+__all__ = ["Method", "cfconv_radial", "choose_grid"]

@@ -58,10 +58,28 @@ def _basis_at(basis: BasisSpec, envelope: EnvelopeSpec, grid: SplineGrid, device
 
 
 @lru_cache(maxsize=64)
-def _linear_rows(basis: BasisSpec, envelope: EnvelopeSpec, grid: SplineGrid, device: torch.device) -> Tensor:
-    """Coefficients of every basis function and of the envelope alone, [rows, K + 1]: a linear filter's table is one product with them."""
+def _linear_rows(basis: BasisSpec, envelope: EnvelopeSpec, grid: SplineGrid, smooth_bias: bool, device: torch.device) -> Tensor:
+    """Coefficients of every basis function and of the bias's factor, [rows, K + 1]: a linear filter's table is one product with them."""
     value, cut = _basis_at(basis, envelope, grid, device)
-    return prefilter(grid.knots, torch.float64, device) @ torch.cat([value * cut, cut], 1)
+    return prefilter(grid.knots, torch.float64, device) @ torch.cat([value * cut, cut if smooth_bias else torch.ones_like(cut)], 1)
+
+
+class _LinearTables(torch.autograd.Function):
+    """Tables of several linear filters of one width at once; differentiable once, and rounded as `_MLPTables` are."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.rows, ctx.low, ctx.width = rows, weights[0].dtype, weights[0].shape[0]
+        joined = torch.cat([torch.cat(weights[0::2]), torch.cat(weights[1::2]).unsqueeze(1)], 1)
+        tables = (rows @ joined.double().T).to(dtype)
+        return tuple(table.contiguous() for table in torch.split(tables, ctx.width, 1))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        joined = (torch.cat(grads, 1).double().T @ ctx.rows).to(ctx.low)
+        parts = torch.split(joined, ctx.width)
+        return None, None, *(t for part in parts for t in (part[:, :-1], part[:, -1]))
 
 
 class _MLPTables(torch.autograd.Function):
@@ -123,7 +141,7 @@ def knot_values(basis: BasisSpec, network: Network, envelope: EnvelopeSpec, grid
     assert isinstance(weight, Tensor)
     value, cut = _basis_at(basis, envelope, grid, weight.device)
     if isinstance(network, FilterLinear):
-        return (value * cut) @ network.weight.double().T + cut * network.bias.double()
+        return (value * cut) @ network.weight.double().T + (cut if network.smooth_bias else 1) * network.bias.double()
     hidden = torch.addmm(network.bias1.double(), value, network.weight1.double().T)
     hidden = activation_jets(network.activation, hidden, 0)[0] * cut
     return hidden @ network.weight2.double().T + cut * network.bias2.double()
@@ -148,7 +166,7 @@ def tabulate(basis: BasisSpec, network: Network, envelope: EnvelopeSpec, grid: S
     assert isinstance(weight, Tensor)
     wanted = dtype or weight.dtype
     if isinstance(network, FilterLinear):
-        rows = _linear_rows(basis, envelope, grid, weight.device)
+        rows = _linear_rows(basis, envelope, grid, network.smooth_bias, weight.device)
         table = rows @ torch.cat([network.weight, network.bias.unsqueeze(-1)], 1).double().T
     else:
         table = grid.coefficients(knot_values(basis, network, envelope, grid))
@@ -169,7 +187,7 @@ def measure(basis: BasisSpec, network: Network, envelope: EnvelopeSpec, grid: Sp
         first, bias, second, last = (t.detach().double() for t in network[:4])
         exact = FilterMLP(first, bias, second, last, network.activation)
     else:
-        exact = FilterLinear(network.weight.detach().double(), network.bias.detach().double())
+        exact = network._replace(weight=network.weight.detach().double(), bias=network.bias.detach().double())
     table = tabulate(basis, exact, envelope, grid)
     # not exactly in the middle, where the error of the slope vanishes
     at = grid.positions(device=weight.device)[:-1] + grid.step * 0.35
@@ -223,7 +241,10 @@ class TableBuilder:
         return list(_MLPTables.apply(rows, networks[0][4], dtype, *(t for network in networks for t in network[:4])))  # type: ignore[misc, no-untyped-call]
 
     def _linears(self, networks: Sequence[Network], grid: SplineGrid, dtype: torch.dtype) -> list[Tensor]:
-        return [tabulate(self.basis, network, self.envelope, grid, dtype) for network in networks]
+        first = networks[0]
+        assert isinstance(first, FilterLinear)
+        rows = _linear_rows(self.basis, self.envelope, grid, first.smooth_bias, first.weight.device)
+        return list(_LinearTables.apply(rows, dtype, *(t for network in networks for t in network[:2])))  # type: ignore[no-untyped-call]
 
     def _choose(self, networks: Sequence[Network], dtype: torch.dtype) -> SplineGrid | None:
         value_limit, slope_limit = LIMITS[dtype]

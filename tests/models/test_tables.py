@@ -1,0 +1,116 @@
+"""Models whose filters are tables are the models themselves: when a table is taken, when it is kept, and what it changes."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from bench.training_step import ethanol, relative, training_step
+from fastkd.models.painn import PaiNN, PaiNNOptions
+from fastkd.models.schnet import SchNet, SchNetOptions
+
+MODELS = {
+    "schnet": lambda: SchNet(SchNetOptions(width=12, filters=10, layers=2, radial=16, cutoff=5.0)),
+    "painn": lambda: PaiNN(PaiNNOptions(width=8, layers=3, radial=12, cutoff=5.0)),
+    "painn-ocp-filter": lambda: PaiNN(PaiNNOptions(width=8, layers=2, radial=12, cutoff=5.0, smooth_bias=False)),
+    "painn-bessel": lambda: PaiNN(PaiNNOptions(width=8, layers=2, radial=8, cutoff=5.0, basis="bessel", envelope="cosine")),
+}
+each_model = pytest.mark.parametrize("name", list(MODELS))
+
+
+def model_of(name, dtype=torch.float32):
+    torch.manual_seed(0)
+    model = MODELS[name]().to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def outputs_and_gradients(model, batch, method):
+    """Energies, forces and weight gradients of one training step."""
+    model.tables.method = method
+    target = torch.linspace(-1, 1, 3 * batch.num_atoms, dtype=batch.positions.dtype).view(-1, 3)
+
+    def outputs():
+        prediction = model(batch)
+        return prediction.energy, prediction.forces
+
+    energy, forces, _ = training_step(outputs, target, model.parameters())
+    return {"energy": energy, "forces": forces} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@each_model
+# float64 is bounded by the slopes' error of the finest tables (1e-9), float32 by rounding
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 3e-9), (torch.float32, 2e-5)], ids=str)
+@pytest.mark.parametrize("paired", [True, False], ids=["pairs", "edges"])
+def test_a_step_with_tables_is_a_step(name, dtype, tolerance, paired):
+    batch = ethanol(3, 0, dtype)
+    if not paired:
+        # a cached property: the graph forgets that edges have a reverse
+        batch.graph(5.0).__dict__["pairs"] = None
+    model = model_of(name, dtype)
+    exact, table = (outputs_and_gradients(model, batch, method) for method in ("exact", "table"))
+    assert exact.keys() == table.keys()
+    for key, value in exact.items():
+        assert relative(table[key], value) < tolerance, key
+
+
+@each_model
+def test_training_twice_on_one_graph_gives_the_same(name):
+    # gradients by distances are handed out once a pass, and a new pass starts anew
+    batch, model = ethanol(4, 0, torch.float32), model_of(name)
+    first, second = (outputs_and_gradients(model, batch, "table") for _ in range(2))
+    for key, value in first.items():
+        assert torch.equal(second[key], value), key
+
+
+@pytest.mark.parametrize("name", ["schnet", "painn"])
+def test_a_table_is_taken_where_it_pays(name):
+    model = model_of(name)
+    networks = [block.filter.network for block in model.interactions] if name == "schnet" else [block.network for block in model.messages]
+    grid, tables = model.tables(networks, torch.linspace(1, 4, 5000))
+    assert len(tables) == len(networks)
+    assert tables[0].shape[0] == grid.rows
+    assert model.tables(networks, torch.linspace(1, 4, grid.knots)) is None  # a network at as many places costs no more
+    assert model.tables(networks, torch.linspace(1, 4, 5000, dtype=torch.float64)) is None
+    model.tables.method = "exact"
+    assert model.tables(networks, torch.linspace(1, 4, 5000)) is None
+
+
+@each_model
+def test_tables_of_frozen_weights_are_kept_until_the_weights_change(name):
+    model, batch = model_of(name), ethanol(2, 0, torch.float32)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model(batch)
+    kept = model.tables._kept
+    assert kept is not None
+    before = model(batch).forces
+    assert model.tables._kept is kept
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "filter" in n).mul_(1.5)
+    assert relative(model(batch).forces, before) > 1e-4
+    assert model.tables._kept is not kept
+
+
+@each_model
+def test_a_kept_table_is_not_copied_or_saved(name):
+    model, batch = model_of(name), ethanol(2, 0, torch.float32)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    forces = model(batch).forces
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.tables._kept is None
+        assert torch.equal(twin(batch).forces, forces)
+    assert not any("table" in key for key in model.state_dict())
+
+
+def test_no_table_for_a_filter_with_a_kink():
+    model, batch = model_of("schnet"), ethanol(3, 0, torch.float32)
+    with torch.no_grad():
+        # so steep that its softplus is a kink
+        model.interactions[0].filter.first.weight.mul_(3000)
+    assert model.tables([block.filter.network for block in model.interactions], torch.linspace(1, 4, 5000)) is None
+    assert torch.isfinite(model(batch).forces).all()
