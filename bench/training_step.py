@@ -170,7 +170,8 @@ def command(name: str, model: str, peer: str, layers: int, make_pair: MakePair, 
     dtype = torch.float32
     batch = ethanol(args.molecules, args.seed, dtype) if args.frames is None else frames(args.frames, args.molecules, args.seed, dtype)
     pair = make_pair(batch, args.width, args.layers, args.seed)
-    pair.ours.tables.method = args.method  # type: ignore[union-attr]
+    assert pair.ours.tables is not None
+    pair.ours.tables.method = args.method
     errors = pair.errors()
     worst = max(errors, key=lambda key: errors[key])
     if errors[worst] > LIMITS[dtype]:

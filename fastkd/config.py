@@ -65,6 +65,10 @@ class ModelConfig(Section):
     radial: PositiveInt = Field(20, description="radial basis functions")
     cutoff: PositiveFloat = Field(5.0, description="neighbours are closer than this [Å]")
     forces: Literal["conservative", "direct"] = Field("conservative", description="−dE/dx, or a head of their own (PaiNN only)")
+    filters: Literal["auto", "table", "exact"] = Field(
+        "auto",
+        description="auto interpolates filters between knots where that is faster and as accurate; exact never does (docs/models.md)",
+    )
 
 
 class TeacherConfig(Section):

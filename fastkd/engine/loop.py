@@ -92,6 +92,7 @@ class Job:
         trainee = self.trainee
         return {
             "weights": trainee.student.state_dict(),
+            "tables": trainee.student.tables.state_dict() if trainee.student.tables is not None else {},
             "projections": trainee.terms.state_dict() if trainee.terms is not None else {},
             "average": trainee.average.state_dict(),
             "optimizer": optimizer_state(trainee.optimizer),
@@ -110,6 +111,9 @@ class Job:
         tree, trainee = checkpoint.tree, self.trainee
         try:
             trainee.student.load_state_dict(tree["weights"])
+            if trainee.student.tables is not None:
+                # checkpoints from before there were tables have no such entry
+                trainee.student.tables.load_state_dict(tree.get("tables", {}))
             if trainee.terms is not None:
                 trainee.terms.load_state_dict(tree["projections"])
             trainee.average.load_state_dict(tree["average"])

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from fastkd.data.batch import Batch
 from fastkd.errors import DataError
 
+from .layers.tables import FilterTables
+
 MAX_ATOMIC_NUMBER = 118
 ForceMode = Literal["conservative", "direct"]
 FeatureKind = Literal["node", "edge", "vector", "atom_energy"]
@@ -74,6 +76,12 @@ class Readout:
     features: Features
 
 
+def _forget_tables(model: nn.Module, incompatible: object) -> None:
+    tables = getattr(model, "tables", None)
+    if tables is not None:
+        tables.reset()
+
+
 class Potential(nn.Module):
     """Base of all models. Subclasses write `represent`; energies, references, scaling and forces are done here.
 
@@ -85,6 +93,8 @@ class Potential(nn.Module):
     reference_energy: Tensor
     known_element: Tensor
     energy_scale: Tensor
+    #: how radial filters are tabulated; None in models that have none
+    tables: FilterTables | None = None
 
     def __init__(self, cutoff: float, force_mode: ForceMode = "conservative") -> None:
         super().__init__()
@@ -95,6 +105,7 @@ class Potential(nn.Module):
         known[0] = False
         self.register_buffer("known_element", known)
         self.register_buffer("energy_scale", torch.ones((), dtype=torch.float64))
+        self.register_load_state_dict_post_hook(_forget_tables)
 
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
         """Network proper: ``edge_vector`` [n_edges, 3] Å in the order of ``batch.graph(self.cutoff)``.

@@ -49,13 +49,16 @@ def build_model(config: ModelConfig) -> Potential:
     Raises:
         ConfigError: if the architecture lacks what is asked of it.
     """
+    if config.kind == "schnet" and config.forces == "direct":
+        raise ConfigError("model.forces: schnet has no force head of its own; use model.forces=conservative or model.kind=painn")
+    shared: dict[str, Any] = {"width": config.width, "layers": config.layers, "radial": config.radial, "cutoff": config.cutoff}
+    model: SchNet | PaiNN
     if config.kind == "schnet":
-        if config.forces == "direct":
-            raise ConfigError("model.forces: schnet has no force head of its own; use model.forces=conservative or model.kind=painn")
-        return SchNet(
-            SchNetOptions(width=config.width, filters=config.width, layers=config.layers, radial=config.radial, cutoff=config.cutoff)
-        )
-    return PaiNN(PaiNNOptions(width=config.width, layers=config.layers, radial=config.radial, cutoff=config.cutoff, forces=config.forces))
+        model = SchNet(SchNetOptions(filters=config.width, **shared))
+    else:
+        model = PaiNN(PaiNNOptions(forces=config.forces, **shared))
+    model.tables.method = config.filters
+    return model
 
 
 def model_config_dict(model: Potential) -> dict[str, Any]:

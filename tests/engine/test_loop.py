@@ -69,7 +69,7 @@ def test_loss_goes_down(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("terms", [(), (TERMS,)], ids=["alone", "distilled"])
+@pytest.mark.parametrize("terms", [(), (TERMS,), ("model.filters=table",)], ids=["alone", "distilled", "tables"])
 def test_resume_is_bitwise(tmp_path: Path, schedule: str, terms: tuple[str, ...]) -> None:
     options = (*SCHEDULES[schedule], *terms, "train.checkpoint_every=5")
     train(make_job(tmp_path / "whole", *options), SILENT)

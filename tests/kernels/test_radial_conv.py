@@ -130,9 +130,12 @@ def test_a_grid_found_by_measurement_keeps_its_promise(kind: str, basis: str, en
         assert relative_error(reference.filters(d, table, knot, fraction, grid.step, order), want[order]) < 2 * limit
 
 
-def test_tables_of_several_networks_have_the_gradients_of_each() -> None:
+@pytest.mark.parametrize("kind", ["mlp", "linear", "linear, bias outside"])
+def test_tables_of_several_networks_have_the_gradients_of_each(kind: str) -> None:
     spec, cut, grid = BasisSpec("gaussian", 30, CUTOFF), EnvelopeSpec("cosine", CUTOFF), SplineGrid(CUTOFF, 129)
-    networks = [_network(size=30, seed=seed) for seed in range(3)]
+    networks: list[FilterMLP | FilterLinear] = [_network(kind.split(",")[0], 30, seed=seed) for seed in range(3)]
+    if kind.endswith("outside"):
+        networks = [network._replace(smooth_bias=False) for network in networks if isinstance(network, FilterLinear)]
     built = TableBuilder(spec, cut).build(networks, grid, torch.float64)
     for network, table in zip(networks, built, strict=True):
         alone = tabulate(spec, network, cut, grid)
@@ -145,20 +148,32 @@ def test_tables_of_several_networks_have_the_gradients_of_each() -> None:
 def test_a_filter_that_sharpens_gets_more_knots_and_one_that_is_too_sharp_none() -> None:
     spec, cut = BasisSpec("gaussian", 20, CUTOFF), EnvelopeSpec("cosine", CUTOFF)
     builder, network = TableBuilder(spec, cut), _network(size=20)
-    first = builder.grid([network], torch.float32)
+
+    def grid_after(builds: int) -> SplineGrid | None:
+        found = builder.grid([network], torch.float32)
+        for _ in range(builds):
+            if found is not None:
+                builder.build([network], found, torch.float32)
+            found = builder.grid([network], torch.float32)
+        return found
+
+    soon = tables.ESTIMATE_EVERY + tables.READ_AFTER
+    first = grid_after(1)
     assert first is not None
-    builder.build([network], first, torch.float32)
+    assert grid_after(soon) == first
     with torch.no_grad():
         network[0].mul_(12)  # type: ignore[union-attr]
-    assert builder.grid([network], torch.float32) == first  # nothing was built since
-    builder.build([network], first, torch.float32)
-    second = builder.grid([network], torch.float32)
+    assert grid_after(0) == first  # nothing was built since
+    second = grid_after(soon)
     assert second is not None
     assert second.knots > first.knots
     with torch.no_grad():
         network[0].mul_(400)  # type: ignore[union-attr]
-    builder.build([network], second, torch.float32)
-    assert builder.grid([network], torch.float32) is None
+    assert grid_after(soon) is None
+    builder.reset()
+    with torch.no_grad():
+        network[0].div_(4800)  # type: ignore[union-attr]
+    assert grid_after(0) == first
 
 
 def test_a_builder_can_be_copied_and_pickled() -> None:

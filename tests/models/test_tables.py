@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from fastkd_kernels.radial_conv.tables import LIMITS, measure
 
 from bench.training_step import ethanol, relative, training_step
 from fastkd.models.painn import PaiNN, PaiNNOptions
@@ -114,3 +115,63 @@ def test_no_table_for_a_filter_with_a_kink():
         model.interactions[0].filter.first.weight.mul_(3000)
     assert model.tables([block.filter.network for block in model.interactions], torch.linspace(1, 4, 5000)) is None
     assert torch.isfinite(model(batch).forces).all()
+
+
+def networks_of(model):
+    return [block.filter.network for block in model.interactions]
+
+
+def test_a_restored_builder_goes_on_exactly():
+    model, twin, lengths = model_of("schnet"), model_of("schnet"), torch.linspace(1, 4, 5000)
+    knots = []
+    for step in range(60):
+        with torch.no_grad():
+            for one in (model, twin):
+                # filters become steeper with every step, and need more knots at some
+                for block in one.interactions:
+                    block.filter.first.weight.mul_(1.08)
+        if step == 21:
+            # a process dies, another one takes its place
+            state = pickle.loads(pickle.dumps(twin.tables.state_dict()))
+            fresh = model_of("schnet").tables
+            fresh.load_state_dict(state)
+            twin.tables = fresh
+        one, other = (m.tables(networks_of(m), lengths) for m in (model, twin))
+        assert (one is None) == (other is None)
+        if one is not None:
+            knots.append(one[0].knots)
+            assert one[0] == other[0]
+            assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+        assert model.tables.state_dict() == twin.tables.state_dict()
+    # the grid was refined on the way, else this test sees nothing
+    assert len(set(knots)) > 1
+    assert knots == sorted(knots)
+
+
+def test_a_refined_table_stays_within_its_limit():
+    model, lengths = model_of("schnet"), torch.linspace(1, 4, 5000)
+    builder, worst = model.tables._builder, 0.0
+    for _ in range(60):
+        with torch.no_grad():
+            for block in model.interactions:
+                block.filter.first.weight.mul_(1.02)
+        found = model.tables(networks_of(model), lengths)
+        if found is None:
+            break
+        for network in networks_of(model):
+            value, _ = measure(builder.basis, network, builder.envelope, found[0])
+            worst = max(worst, float(value))
+    # roughness may double, and a dozen steps may pass, before the grid follows
+    assert worst < 4 * LIMITS[torch.float32][0]
+
+
+def test_loaded_weights_get_a_grid_of_their_own():
+    model, sharp = model_of("schnet"), model_of("schnet")
+    lengths = torch.linspace(1, 4, 5000)
+    with torch.no_grad():
+        for block in sharp.interactions:
+            block.filter.first.weight.mul_(8)
+    before, _ = model.tables(networks_of(model), lengths)
+    model.load_state_dict(sharp.state_dict())
+    after, _ = model.tables(networks_of(model), lengths)
+    assert after.knots > before.knots

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from fastkd_kernels.radial_conv.spline import SplineGrid
@@ -50,6 +50,20 @@ class FilterTables:
         tables = grid, self._builder.build(networks, grid, length.dtype)
         self._kept = (state, tables) if frozen else None
         return tables
+
+    def reset(self) -> None:
+        """Begin anew, for weights that have been loaded."""
+        self._builder.reset()
+        self._kept = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which grids are in use, in numbers and text: with it, training goes on bit for bit."""
+        return self._builder.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; an empty one, from before there were tables, begins anew."""
+        if state:
+            self._builder.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None}

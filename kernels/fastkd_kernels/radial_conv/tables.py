@@ -48,6 +48,9 @@ LIMITS: dict[torch.dtype, tuple[float, float]] = {
 NEAREST = 0.1
 #: A new measurement is made when the estimate has grown by this factor since the last one.
 REMEASURE = 2.0
+#: Every so many builds an estimate is made, and read so many builds later, when a GPU has long made it: nothing waits, and the build at which
+#: a grid changes does not depend on the clock.
+ESTIMATE_EVERY, READ_AFTER = 8, 4
 
 
 @lru_cache(maxsize=64)
@@ -205,20 +208,24 @@ def measure(basis: BasisSpec, network: Network, envelope: EnvelopeSpec, grid: Sp
 class TableBuilder:
     """Keeps the grid on which the filters of one model are tabulated well enough.
 
-    The grid is chosen by measurement (`measure`) at the first build. Each later build is estimated by its `roughness`, and when that has
+    The grid is chosen by measurement (`measure`) at the first build. Some later builds are estimated by their `roughness`, and when that has
     doubled since the last measurement, the networks are measured again and the grid refined.
-    On a GPU the estimate is read one build later, when it has arrived, so that nothing waits.
     """
 
     def __init__(self, basis: BasisSpec, envelope: EnvelopeSpec) -> None:
         self.basis, self.envelope = basis, envelope
-        self._grids: dict[torch.dtype, SplineGrid | None] = {}
-        self._estimates: dict[torch.dtype, float] = {}
-        self._pending: tuple[torch.dtype, Tensor, torch.cuda.Event | None] | None = None
+        self._grids: dict[torch.dtype, SplineGrid | None]
+        self._estimates: dict[torch.dtype, float]
+        self._builds: int
+        self._pending: tuple[torch.dtype, Tensor, torch.cuda.Event | None] | None
+        self.reset()
 
     def grid(self, networks: Sequence[Network], dtype: torch.dtype) -> SplineGrid | None:
         """The grid for tables of this dtype; None if no grid is good enough, and the exact operator must do the work."""
-        self._read_estimate()
+        if self._pending is not None and self._builds % ESTIMATE_EVERY >= READ_AFTER:
+            found, estimate = self._read()
+            if estimate > REMEASURE * self._estimates.get(found, float("inf")):
+                self._grids.pop(found, None)
         if dtype not in self._grids:
             self._grids[dtype] = self._choose(networks, dtype)
         return self._grids[dtype]
@@ -226,13 +233,41 @@ class TableBuilder:
     def build(self, networks: Sequence[Network], grid: SplineGrid, dtype: torch.dtype) -> list[Tensor]:
         """One table per network, [grid.rows, F], differentiable once in the networks' tensors."""
         tables = self._mlps(networks, grid, dtype) if isinstance(networks[0], FilterMLP) else self._linears(networks, grid, dtype)
-        if self._pending is None:
+        if self._builds % ESTIMATE_EVERY == 0:
             self._estimate(torch.cat([table.detach() for table in tables], 1), dtype)
+        self._builds += 1
         return tables
 
+    def reset(self) -> None:
+        """Forget the grids: the weights have become others."""
+        self._grids, self._estimates, self._builds, self._pending = {}, {}, 0, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and text from which `load_state_dict` goes on exactly: which grids, and what is watched."""
+        pending = None
+        if self._pending is not None:
+            dtype, estimate = self._read()
+            pending = [_name(dtype), estimate]
+            self._pending = (dtype, torch.tensor([estimate], dtype=torch.float64), None)
+        grids = {_name(dtype): None if grid is None else grid.knots for dtype, grid in self._grids.items()}
+        estimates = {_name(dtype): estimate for dtype, estimate in self._estimates.items()}
+        return {"grids": grids, "estimates": estimates, "builds": self._builds, "pending": pending}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict` of a builder for the same basis and envelope."""
+        cutoff = self.envelope.cutoff
+        self._grids = {_dtype(name): None if knots is None else SplineGrid(cutoff, int(knots)) for name, knots in state["grids"].items()}
+        self._estimates = {_dtype(name): float(estimate) for name, estimate in state["estimates"].items()}
+        self._builds, self._pending = int(state["builds"]), None
+        if state["pending"] is not None:
+            name, estimate = state["pending"]
+            self._pending = (_dtype(name), torch.tensor([estimate], dtype=torch.float64), None)
+
     def __getstate__(self) -> dict[str, Any]:
-        # what is under way on a GPU can be neither copied nor pickled, and is not missed
-        return {**self.__dict__, "_pending": None}
+        # an event of a GPU can be neither copied nor pickled
+        plain = TableBuilder(self.basis, self.envelope)
+        plain.load_state_dict(self.state_dict())
+        return dict(plain.__dict__)
 
     def _mlps(self, networks: Sequence[Network], grid: SplineGrid, dtype: torch.dtype) -> list[Tensor]:
         weight = networks[0][0]
@@ -267,15 +302,22 @@ class TableBuilder:
             found = host
         self._pending = (dtype, found, event)
 
-    def _read_estimate(self) -> None:
-        if self._pending is None:
-            return
-        dtype, found, event = self._pending
-        if event is not None and not event.query():  # type: ignore[no-untyped-call]
-            return
-        self._pending = None
-        if float(found) > REMEASURE * self._estimates.get(dtype, float("inf")):
-            self._grids.pop(dtype, None)
+    def _read(self) -> tuple[torch.dtype, float]:
+        assert self._pending is not None
+        (dtype, found, event), self._pending = self._pending, None
+        if event is not None:
+            event.synchronize()
+        return dtype, float(found)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def roughness(table: Tensor) -> Tensor:
