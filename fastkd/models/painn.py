@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from fastkd_kernels import BasisSpec, CSRGraph, EnvelopeSpec, FilterLinear, edge_product, painn_message, painn_radial
+from fastkd_kernels import (
+    BasisSpec,
+    CSRGraph,
+    EnvelopeSpec,
+    FilterLinear,
+    edge_product,
+    painn_context,
+    painn_message,
+    painn_radial,
+    painn_update,
+)
 from fastkd_kernels.radial_conv.places import RadialIndex
 from torch import Tensor, nn
 
@@ -36,7 +46,6 @@ from .layers import (
     dense,
     rows_of,
     safe_length,
-    vector_norm,
     with_bias,
 )
 
@@ -124,11 +133,10 @@ class PaiNNUpdate(nn.Module):
 
     def forward(self, scalar: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Changes of the scalars [n_atoms, F] and vectors [n_atoms, 3, F]."""
-        u, v = self.vector_mix(vector).chunk(2, -1)
-        gates = self.context(torch.cat([scalar, vector_norm(v, NORM_EPSILON)], -1))
-        gate_scalar, gate_dot, gate_vector = gates.chunk(3, -1)
-        change = gate_scalar + gate_dot * ((u * v).sum(1) * self.dot_scale)
-        return change * self.scalar_scale, gate_vector.unsqueeze(1) * u
+        mixed = self.vector_mix(vector)
+        gates = self.context(painn_context(scalar, mixed, epsilon=NORM_EPSILON))
+        d_scalar, d_vector = painn_update(gates, mixed, dot_scale=self.dot_scale, scalar_scale=self.scalar_scale)
+        return d_scalar, d_vector
 
 
 class PaiNN(Potential):

@@ -14,7 +14,9 @@ from .local_structure_loss.op import edge_distance, local_structure_loss
 from .painn_message.op import painn_message
 from .painn_radial.op import painn_radial
 from .painn_radial.radial import painn_message_radial
+from .painn_update.op import painn_context, painn_update
 from .projected_loss.op import projected_loss
+from .radial_basis.op import radial_basis, radial_envelope, radial_parameters
 from .radial_conv.op import radial_conv
 from .radial_conv.places import RadialIndex
 from .radial_conv.radial import cfconv_radial
@@ -22,6 +24,7 @@ from .radial_conv.spline import SplineGrid
 from .radial_conv.tables import TableBuilder, tabulate
 from .radial_specs import BasisSpec, EnvelopeSpec, FilterLinear, FilterMLP
 from .segment_reduce.op import scatter_reduce, segment_reduce
+from .segment_softmax.op import scatter_log_softmax, scatter_softmax, segment_log_softmax, segment_softmax
 from .triplet_reduce.op import triplet_reduce
 from .triplet_reduce.triplets import TripletIndex
 from .vector_geometric_loss.op import vector_geometric_loss
@@ -52,15 +55,24 @@ __all__ = [
     "global_structure_loss",
     "linear_cka",
     "local_structure_loss",
+    "painn_context",
     "painn_message",
     "painn_message_radial",
     "painn_radial",
+    "painn_update",
     "pair_product",
     "paired_cfconv",
     "projected_loss",
+    "radial_basis",
     "radial_conv",
+    "radial_envelope",
+    "radial_parameters",
+    "scatter_log_softmax",
     "scatter_reduce",
+    "scatter_softmax",
+    "segment_log_softmax",
     "segment_reduce",
+    "segment_softmax",
     "tabulate",
     "triplet_reduce",
     "vector_geometric_loss",

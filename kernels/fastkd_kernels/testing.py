@@ -119,9 +119,10 @@ def errors(
 
     def worst(function: Callable[..., Any]) -> tuple[float, float, float]:
         got = three_orders(function, made.inputs, dtype, seed)
+        scales = 0.0, 0.0, math.hypot(*(gradient.detach().double().norm().item() for gradient in want[1]))
         first, second, third = (
-            max((_error(a, b, dtype) for a, b in zip(ours, theirs, strict=True)), default=0.0)
-            for ours, theirs in zip(got, want, strict=True)
+            max((_error(a, b, dtype, scale) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+            for ours, theirs, scale in zip(got, want, scales, strict=True)
         )
         return first, second, third
 
@@ -160,12 +161,17 @@ def _cotangent(like: Tensor, rounded_to: torch.dtype, generator: torch.Generator
     return numbers.to(rounded_to).to(dtype=like.dtype, device=like.device)
 
 
-def _error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
+def _error(got: Tensor, want: Tensor, dtype: torch.dtype, scale: float) -> float:
     # a result that should vanish may be left at the rounding of what cancelled
     if want.numel() and not bool(want.detach().any()):
         size = got.detach().double().abs().max().item()
         return 0.0 if size <= torch.finfo(dtype).eps else float("inf")
-    return relative_error(got, want)
+    error = relative_error(got, want)
+    if want.dim() == 0 and scale:
+        # the gradient by a loss's cotangent is ⟨tangent, gradient⟩: as large as the gradient, unless random signs cancel
+        size = abs(want.item())
+        error *= size / max(size, scale)
+    return error
 
 
 def _tuple(value: Any) -> tuple[Tensor, ...]:

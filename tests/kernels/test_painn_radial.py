@@ -126,6 +126,26 @@ def test_gradient_of_a_loss_on_forces_is_fused_and_exact(backend: str, paired: b
 
 @each_backend
 @both_units
+def test_places_once_drops_second_derivatives_in_places_alone(backend: str, paired: bool) -> None:
+    inputs, graph, pairs = _inputs(Shape(4, 8, 2), paired, seed=2)
+    index = RadialIndex.from_lengths(inputs[2], GRID, graph, pairs, backend=backend)
+    found = []
+    for once in (False, True):
+        scalar, vector = painn_radial(*inputs, index, places_once=once)
+        energy = scalar.tanh().sum() + vector.tanh().sum()
+        forces = torch.autograd.grad(energy, inputs[2:4], create_graph=True)
+        loss = energy.square() + sum(force.square().sum() for force in forces)
+        found.append((loss, *torch.autograd.grad(loss, inputs, allow_unused=True)))
+    for number, (every, kept) in enumerate(zip(*found, strict=True)):
+        if number in (3, 4):
+            assert every is not None
+            assert kept is None
+        else:
+            torch.testing.assert_close(kept, every, rtol=1e-12, atol=1e-12 * float(every.detach().abs().max()))
+
+
+@each_backend
+@both_units
 def test_third_order(backend: str, paired: bool) -> None:
     inputs, graph, pairs = _inputs(Shape(4, 8, 2), paired, seed=2)
     index = RadialIndex.from_lengths(inputs[2], GRID, graph, pairs, backend=backend)

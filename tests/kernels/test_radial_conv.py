@@ -133,7 +133,7 @@ def test_a_grid_found_by_measurement_keeps_its_promise(kind: str, basis: str, en
 @pytest.mark.parametrize("kind", ["mlp", "linear", "linear, bias outside"])
 def test_tables_of_several_networks_have_the_gradients_of_each(kind: str) -> None:
     spec, cut, grid = BasisSpec("gaussian", 30, CUTOFF), EnvelopeSpec("cosine", CUTOFF), SplineGrid(CUTOFF, 129)
-    networks: list[FilterMLP | FilterLinear] = [_network(kind.split(",")[0], 30, seed=seed) for seed in range(3)]
+    networks: list[FilterMLP | FilterLinear] = [_network(kind.split(",", maxsplit=1)[0], 30, seed=seed) for seed in range(3)]
     if kind.endswith("outside"):
         networks = [network._replace(smooth_bias=False) for network in networks if isinstance(network, FilterLinear)]
     built = TableBuilder(spec, cut).build(networks, grid, torch.float64)
@@ -288,6 +288,13 @@ def test_opcheck_of_the_fused_double_backward() -> None:
     g, tangent, rate = torch.randn_like(x), torch.randn_like(x), torch.randn_like(length)
     arguments = tuple(t.detach() for t in (x, g, tangent, rate, length, table))
     torch.library.opcheck(torch.ops.fastkd.radial_conv_double_backward, (*arguments, *index.arguments, index.backend))
+
+
+def test_opcheck_of_places() -> None:
+    # not with a length that requires grad: no derivative passes through a place
+    length = random_lengths(7, torch.float64, torch.Generator().manual_seed(0))
+    for backend in BACKENDS:
+        torch.library.opcheck(torch.ops.fastkd.radial_place, (length, GRID.step, GRID.knots, backend))
 
 
 @pytest.mark.skipif("numba" not in BACKENDS, reason="numba is not there")

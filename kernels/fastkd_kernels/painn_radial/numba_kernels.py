@@ -87,6 +87,20 @@ def dot(a, b):
 
 
 @_inline
+def add_contracted(out, factor, a, rows):
+    """out_k += factor Σ_f a ∘ rows_k."""
+    x = y = z = a.dtype.type(0)
+    gx, gy, gz = rows[0], rows[1], rows[2]
+    for f in range(a.size):
+        x += a[f] * gx[f]
+        y += a[f] * gy[f]
+        z += a[f] * gz[f]
+    out[0] += factor * x
+    out[1] += factor * y
+    out[2] += factor * z
+
+
+@_inline
 def turn(out, w, phi_src, grad_dst, phi_dst, grad_src, paired):
     """out_k = Σ_f w (phi_src ∘ G_dst,k − phi_dst ∘ G_src,k), without the second product unless the unit is a pair."""
     x = y = z = w.dtype.type(0)
@@ -129,7 +143,7 @@ def _message(phi, vector, direction, table, dst, src, knot, weights, group_ptr, 
                 i, j, factor = j, i, -factor
 
 
-def _backward(
+def _backward(  # noqa: PLR0912 - one visit to a unit yields five gradients, each only where it is wanted
     grad_scalar,
     grad_vector,
     phi,
@@ -202,7 +216,7 @@ def _backward(
                     row[f] *= factors[f]
 
 
-def _double_backward(  # noqa: PLR0912 - one visit to a unit yields five gradients, each only where it is wanted
+def _double_backward(  # noqa: PLR0912, PLR0915 - for the same reason
     t_phi,
     t_vector,
     rate,
@@ -217,20 +231,24 @@ def _double_backward(  # noqa: PLR0912 - one visit to a unit yields five gradien
     src,
     knot,
     weights,
+    curvature,
     group_ptr,
     paired,
     by_grad_scalar,
     by_grad_vector,
     by_phi,
     by_vector,
+    by_length,
+    by_direction,
     partial,
 ):
-    width, has_vector, nodes = grad_scalar.shape[1], vector.shape[0] > 0, phi.shape[0]
+    width, has_vector = grad_scalar.shape[1], vector.shape[0] > 0
     used = 3 * width if has_vector else 2 * width
     rest = used - width
     one, zero = phi.dtype.type(1), phi.dtype.type(0)
     need_grads, need_phi, need_vector = by_grad_scalar.shape[0] > 0, by_phi.shape[0] > 0, by_vector.shape[0] > 0
-    need_table = partial.shape[0] > 0
+    need_length, need_direction, need_table = by_length.shape[0] > 0, by_direction.shape[0] > 0, partial.shape[0] > 0
+    need_products = need_length or need_table
     for group in prange(group_ptr.size - 1):
         b = np.zeros(8, phi.dtype)
         w, slope = np.empty(used, phi.dtype), np.zeros(used, phi.dtype)
@@ -263,23 +281,31 @@ def _double_backward(  # noqa: PLR0912 - one visit to a unit yields five gradien
                     step(by_grad_vector[i], factor, dr, m[:width], m[width:], dvj, has_vector)
                 if need_vector:
                     add_scaled_rows(by_vector[j], dm[width:], gi)
-                if need_phi or need_table:
+                if need_direction:
+                    add_contracted(by_direction[u], factor, dm[:width], gi)
+                if need_phi or need_products:
                     pull(q, width, has_vector, factor, r, grad_scalar[i], gi, vj)
                     pull_tangent(dq, width, has_vector, factor, dr, gi, dvj)
                 if need_phi:
                     add_product(by_phi[j, :used], slope, q)
                     add_product(by_phi[j, width:used], w[width:], dq)
-                if need_table and way == 0:
+                if need_products and way == 0:
                     product(kept, pj, q)
                     product(moved, dpj, q)
                     add_product(moved[width:], pj[width:], dq)
-                elif need_table:
+                elif need_products:
                     add_product(kept, pj, q)
                     add_product(moved, dpj, q)
                     add_product(moved[width:], pj[width:], dq)
                 i, j, factor = j, i, -factor
             if need_table:
                 add_rows_both(partial[group], knot[u], weights[u], moved, b, kept)
+            if need_length:
+                mix(table, knot[u], weights[u, 8:], w)
+                by_length[u] = dot(w, moved)
+                if rate.shape[0]:
+                    mix(table, knot[u], curvature[u], w)
+                    by_length[u] += rate[u] * dot(w, kept)
 
 
 message = Kernel(_message)

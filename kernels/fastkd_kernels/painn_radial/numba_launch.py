@@ -61,18 +61,18 @@ def double_backward(
 ) -> tuple[Tensor, ...]:
     units = units_of(index)
     # both gradients by cotangents share all that is read; whichever was not asked for is dropped after
-    either = needs[0] or needs[1]
-    by = [
-        _zeros(t, need, phi.dtype) for t, need in zip((grad_scalar, grad_vector, phi, vector), [either, either, *needs[2:4]], strict=True)
-    ]
-    partial = _partial(table, index, needs[4])
+    either, primals = needs[0] or needs[1], (grad_scalar, grad_vector, phi, vector, edge_length, direction)
+    by = [_zeros(t, need, phi.dtype) for t, need in zip(primals, [either, either, *needs[2:6]], strict=True)]
+    partial = _partial(table, index, needs[6])
+    curvature = units.weights(2) if needs[4] and rate is not None else units.both[:0]
     tangents = zip((tangent_phi, tangent_vector, rate, tangent_direction), (2, 3, 1, 2), strict=True)
     inputs = (*(_or_absent(t, phi, dimensions) for t, dimensions in tangents), grad_scalar, grad_vector, phi, _or_absent(vector, phi, 3))
+    places = (units.dst, units.src, units.knot, units.both, curvature, units.group_ptr, units.paired)
     numba_kernels.double_backward(
-        *arrays(*inputs, direction, table), *_of(units), *arrays(*by, partial), work=4 * _MIX * units.size * phi.shape[1]
+        *arrays(*inputs, direction, table), *places, *arrays(*by, partial), work=4 * _MIX * units.size * phi.shape[1]
     )
     by = [out if need else out.new_empty((0,) * out.dim()) for out, need in zip(by, needs, strict=False)]
-    return *by, partial.sum(0) if needs[4] else table.new_empty(0, 0)
+    return *by, partial.sum(0) if needs[6] else table.new_empty(0, 0)
 
 
 def _of(units: Units) -> tuple[Any, ...]:

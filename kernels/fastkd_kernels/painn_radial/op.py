@@ -1,8 +1,7 @@
 """PaiNN's message with a tabulated filter as torch operators: forward, gradient and gradient of gradient are one fused operator each.
 
-A force pass and the loss pass behind it need the two fused derivatives alone. What no training step asks for is put together from what
-is there: a cotangent of the table's gradient is again a table, so that the message and its gradient serve once more; second derivatives
-in lengths and directions, and everything from the third order on, are autograd's own, of the formulas in `reference`.
+A force pass and the loss pass behind it need the two fused derivatives alone. A cotangent of the table's gradient is again a table, so that
+the message and its gradient serve once more. Everything from the third order on is autograd's own, of the formulas in `reference`.
 
 Example:
     >>> index = RadialIndex.from_lengths(edge_length, grid, graph, pairs)
@@ -12,6 +11,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,25 +104,30 @@ def _kept(grads: Grads, tensors: tuple[Any, ...], needs: list[bool], like: Tenso
     return tuple(grad if need and grad is not None else none for grad, none, need in zip(grads, empty, needs, strict=True))
 
 
+def _grouped(args: Grads, tensors: int) -> Grads:
+    """The arguments of an operator with those of the index as one, after the differentiable tensors."""
+    return *args[:tensors], args[tensors : tensors + INDEX_SIZE], *args[tensors + INDEX_SIZE :]
+
+
 def _message_fake(phi: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     nodes, width = phi.shape[0], phi.shape[1] // 3
     return phi.new_empty(nodes, width), phi.new_empty(nodes, 3, width)
 
 
 def _message_reference(*args: Any) -> tuple[Tensor, Tensor]:
-    return reference.painn_radial(*args[:5], args[5:-1])
+    return reference.painn_radial(*_grouped(args[:-1], 5))
 
 
 def _message_numba(*args: Any) -> tuple[Tensor, Tensor]:
     from .numba_launch import message
 
-    return message(*args[:5], args[5:-1])
+    return message(*_grouped(args[:-1], 5))
 
 
 def _message_triton(*args: Any) -> tuple[Tensor, Tensor]:
     from .triton_launch import message
 
-    return message(*args[:5], args[5:-1])
+    return message(*_grouped(args[:-1], 5))
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
@@ -130,24 +135,24 @@ def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_reference(*args: Any) -> tuple[Tensor, ...]:
-    return _kept(reference.painn_radial_backward(*args[:7], args[7:-1]), args[2:7], args[-1], args[2])
+    return _kept(reference.painn_radial_backward(*_grouped(args[:-1], 7)), args[2:7], args[-1], args[2])
 
 
 def _backward_numba(*args: Any) -> tuple[Tensor, ...]:
     from .numba_launch import backward
 
-    return backward(*args[:7], args[7:-1], args[-1])
+    return backward(*_grouped(args, 7))
 
 
 def _backward_triton(*args: Any) -> tuple[Tensor, ...]:
     from .triton_launch import backward
 
-    return backward(*args[:7], args[7:-1], args[-1])
+    return backward(*_grouped(args, 7))
 
 
 def second_outputs(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What the outputs of the double backward are gradients by: grad_scalar, grad_vector, phi, vector, table."""
-    return *args[4:8], args[10]
+    """What the outputs of the double backward are gradients by: grad_scalar, grad_vector, phi, vector, edge_length, direction, table."""
+    return args[4:11]
 
 
 def _double_backward_fake(*args: Any) -> tuple[Tensor, ...]:
@@ -155,19 +160,19 @@ def _double_backward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _double_backward_reference(*args: Any) -> tuple[Tensor, ...]:
-    return _kept(reference.painn_radial_double_backward(*args[:11], args[11:-1]), second_outputs(args), args[-1], args[6])
+    return _kept(reference.painn_radial_double_backward(*_grouped(args[:-1], 11)), second_outputs(args), args[-1], args[6])
 
 
 def _double_backward_numba(*args: Any) -> tuple[Tensor, ...]:
     from .numba_launch import double_backward
 
-    return double_backward(*args[:11], args[11:-1], args[-1])
+    return double_backward(*_grouped(args, 11))
 
 
 def _double_backward_triton(*args: Any) -> tuple[Tensor, ...]:
     from .triton_launch import double_backward
 
-    return double_backward(*args[:11], args[11:-1], args[-1])
+    return double_backward(*_grouped(args, 11))
 
 
 _message = backends.define_op(
@@ -188,7 +193,7 @@ _backward = backends.define_op(
 )
 _double_backward = backends.define_op(
     "painn_radial_double_backward",
-    f"({_TANGENTS}, {_GRADS}, {_INPUTS}, {INDEX_SCHEMA}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_TANGENTS}, {_GRADS}, {_INPUTS}, {INDEX_SCHEMA}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_double_backward_fake,
     reference=_double_backward_reference,
     numba=_double_backward_numba,
@@ -248,22 +253,12 @@ def _backward_autograd(ctx: Any, *tangents: Tensor | None) -> Grads:
     *moved, table_tangent = [tangent if given else None for tangent, given in zip(tangents, needs, strict=True)]
     wants = _wants(ctx)
     total: list[Tensor | None] = [None] * 7
-    if any(tangent is not None for tangent in moved):
-        closed = [*wants[:4], wants[6]]
-        if any(closed):
-            grads = _masked(_double_backward(*moved, *tensors, *index, closed, backend), closed)
-            total = [*grads[:4], None, None, grads[4]]
-        if wants[4] or wants[5]:
-            _, _, _, _, *by_places, _ = _through_reference(
-                lambda *inputs: reference.painn_radial_backward(*inputs, index), tensors, (*moved, None), [False] * 4 + wants[4:6] + [False]
-            )
-            total[4:6] = by_places
+    if any(tangent is not None for tangent in moved) and any(wants):
+        total = _masked(_double_backward(*moved, *tensors, *index, wants, backend), wants)
     if table_tangent is not None:
         # ⟨table_tangent, ∂table⟩ is the form ⟨cotangents, message⟩ itself, with this table
-        grads = []
-        for number, parts in enumerate(_with_table(tensors, table_tangent, index, wants, backend)):
-            grads.append(parts if total[number] is None else total[number] if parts is None else total[number] + parts)
-        total[:6] = grads
+        parts = _with_table(tensors, table_tangent, index, wants, backend)
+        total[:6] = [b if a is None else a if b is None else a + b for a, b in zip(total[:6], parts, strict=True)]
     return *total, *_NO_INDEX, None, None
 
 
@@ -282,7 +277,7 @@ def _double_backward_autograd(ctx: Any, *cotangents: Tensor | None) -> Grads:
     tensors, index = ctx.saved_tensors[:11], (*ctx.saved_tensors[11:], *ctx.flags)
     given = [cotangent if need else None for cotangent, need in zip(cotangents, needs, strict=True)]
     grads = _through_reference(
-        lambda *inputs: reference.painn_radial_double_backward(*inputs, index), tensors, given, list(ctx.needs_input_grad[:11])
+        partial(reference.painn_radial_double_backward, index=index), tensors, given, list(ctx.needs_input_grad[:11])
     )
     return *grads, *_NO_INDEX, None, None
 

@@ -42,8 +42,8 @@ def painn_radial_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     """Gradients by phi, vector (None if it is None), edge_length, direction and table."""
     weight, slope = (_filters(edge_length, table, index, order) for order in (0, 1))
-    wide = (*map(_wide, (grad_scalar, grad_vector, phi, vector)), _both(weight, index), _turned(direction, index))
-    by_phi, by_vector, by_weight, by_direction = message.painn_message_backward(*wide, *_ends(index))
+    wide = (*map(_wide, (grad_scalar, grad_vector, phi, vector)), _both(weight, index), _turned(direction, index), *_ends(index))
+    by_phi, by_vector, by_weight, by_direction = message.painn_message_backward(*wide)
     products = _fold(by_weight, index)
     return (
         by_phi.to(phi.dtype),
@@ -67,28 +67,34 @@ def painn_radial_double_backward(
     direction: Tensor,
     table: Tensor,
     index: Index,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """Gradients of ⟨tangents, `painn_radial_backward` without its last⟩ by grad_scalar, grad_vector, phi, vector and table.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """Gradients of ⟨tangents, `painn_radial_backward` without its last⟩ by grad_scalar, grad_vector, phi, vector, length, direction, table.
 
     ``rate`` is the tangent of the gradient by the length.
     """
     weight = _both(_filters(edge_length, table, index, 0), index)
-    primals = (*map(_wide, (grad_scalar, grad_vector, phi, vector)), weight, _turned(direction, index))
+    primals = (*map(_wide, (grad_scalar, grad_vector, phi, vector)), weight, _turned(direction, index), *_ends(index))
     moved = None
     if rate is not None:
         moved = _both(_wide(rate).unsqueeze(1) * _filters(edge_length, table, index, 1), index)
     turned = None if tangent_direction is None else _turned(tangent_direction, index)
-    found = message.painn_message_double_backward(_wide(tangent_phi), _wide(tangent_vector), moved, turned, *primals, *_ends(index))
-    by_scalar, by_grad_vector, by_phi, by_vector, by_weight, _ = found
-    by_table = _spread(_fold(by_weight, index), edge_length, index, table.shape[0], 0)
+    tangents = (_wide(tangent_phi), _wide(tangent_vector), moved, turned)
+    found = message.painn_message_double_backward(*(*tangents, *primals))
+    by_scalar, by_grad_vector, by_phi, by_vector, by_weight, by_direction = found
+    moved_products = _fold(by_weight, index)
+    by_table = _spread(moved_products, edge_length, index, table.shape[0], 0)
+    by_length = (_filters(edge_length, table, index, 1) * moved_products).sum(1)
     if rate is not None:
-        products = _fold(message.painn_message_backward(*primals, *_ends(index))[2], index)
+        products = _fold(message.painn_message_backward(*primals)[2], index)
         by_table = by_table + _spread(_wide(rate).unsqueeze(1) * products, edge_length, index, table.shape[0], 1)
+        by_length = by_length + _wide(rate) * (_filters(edge_length, table, index, 2) * products).sum(1)
     return (
         by_scalar.to(phi.dtype),
         by_grad_vector.to(phi.dtype),
         by_phi.to(phi.dtype),
         None if vector is None or by_vector is None else by_vector.to(vector.dtype),
+        by_length.to(edge_length.dtype),
+        _fold_turned(by_direction, index).to(direction.dtype),
         by_table.to(table.dtype),
     )
 
@@ -110,10 +116,17 @@ def _both(per_unit: Tensor, index: Index) -> Tensor:
 
 def _turned(direction: Tensor, index: Index) -> Tensor:
     """`_both` of directions, which the way back reverses; 0 between a node and itself, where both ways cancel."""
+    one: Tensor = _wide(direction)
     if not index[_PAIRED]:
-        return _wide(direction)
-    one = _wide(direction) * (index[_DST] != index[_SRC]).unsqueeze(1)
+        return one
+    one = one * _apart(index)
     return torch.cat([one, -one])
+
+
+def _apart(index: Index) -> Tensor:
+    """Whether the ends of a unit are two nodes, [U, 1]."""
+    different: Tensor = index[_DST] != index[_SRC]
+    return different.unsqueeze(1)
 
 
 def _fold(per_edge: Tensor, index: Index) -> Tensor:
@@ -127,7 +140,7 @@ def _fold_turned(per_edge: Tensor, index: Index) -> Tensor:
     if not index[_PAIRED]:
         return per_edge
     units = index[_DST].shape[0]
-    return (per_edge[:units] - per_edge[units:]) * (index[_DST] != index[_SRC]).unsqueeze(1)
+    return (per_edge[:units] - per_edge[units:]) * _apart(index)
 
 
 def _spread(products: Tensor, edge_length: Tensor, index: Index, rows: int, order: int) -> Tensor:
@@ -137,7 +150,8 @@ def _spread(products: Tensor, edge_length: Tensor, index: Index, rows: int, orde
     weights = row_weights(moving, order) * ((knot >= 0).to(fraction.dtype) / step**order).unsqueeze(1)
     at = knot.long().clamp_min(0).unsqueeze(1) + torch.arange(ROWS, device=knot.device)
     spread = (weights.unsqueeze(2) * products.unsqueeze(1)).flatten(0, 1)
-    return spread.new_zeros(rows, products.shape[1]).index_add(0, at.flatten(), spread)
+    into: Tensor = spread.new_zeros(rows, products.shape[1])
+    return into.index_add(0, at.flatten(), spread)
 
 
 def _wide(tensor: Any) -> Any:

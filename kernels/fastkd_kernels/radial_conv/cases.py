@@ -45,7 +45,7 @@ def _reference(x: Tensor, length: Tensor, table: Tensor, graph: Any, pairs: Any)
     return reference.conv(None, x.to(weight.dtype), weight, index.unit_dst, index.unit_src, index.paired).to(x.dtype)
 
 
-_OPERATORS = ("radial_conv", "radial_conv_backward", "radial_dot", "radial_knots")
+_OPERATORS = ("radial_groups", "radial_conv", "radial_conv_backward", "radial_dot", "radial_knots")
 
 CASES: tuple[OpCase, ...] = (
     OpCase("radial_conv", _call, _reference, _make(paired=False), _OPERATORS),

@@ -12,7 +12,9 @@ Example:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import backends
@@ -86,13 +88,13 @@ class RadialIndex:
         edge = None if pairs is None else pairs.pair_edges[:, 0]
         unit_dst, unit_src = (graph.edge_dst, graph.edge_src) if edge is None else (graph.edge_dst[edge], graph.edge_src[edge])
         length = edge_length.detach()
-        knot, fraction, weights = _place_numba(length, grid) if chosen == "numba" else reference.place(length, grid.step, grid.knots)
+        knot, fraction, weights = _place(length, grid.step, grid.knots, chosen)
         none = unit_dst.new_empty(0)
         buckets = (none, none)
         into = outof = (none, none, none)
         groups = none
         if chosen == "numba":
-            groups = _groups(unit_dst, unit_src)
+            groups = _groups(unit_dst, unit_src, GROUPS, chosen)
         elif chosen == "triton":
             into = _neighbours(graph.edge_ptr, graph.edge_order, graph.edge_src, pairs)
             outof = into if pairs is not None else _neighbours(graph.src_ptr, graph.src_order, graph.edge_dst, None)
@@ -140,16 +142,50 @@ def _neighbours(ptr: Tensor, order: Tensor, other: Tensor, pairs: PairIndex | No
     return ptr, order if pairs is None else pairs.pair[order], other[order]
 
 
-def _place_numba(length: Tensor, grid: SplineGrid) -> tuple[Tensor, Tensor, Tensor]:
+# Both are operators only so that torch.compile and make_fx can look at an index being made.
+
+
+def _place_fake(length: Tensor, step: float, knots: int) -> tuple[Tensor, Tensor, Tensor]:
+    units, dtype = length.shape[0], reference.working_dtype(length)
+    return length.new_empty(units, dtype=torch.int32), length.new_empty(units, dtype=dtype), length.new_empty(units, 2 * ROWS, dtype=dtype)
+
+
+def _place_numba(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     from .numba_launch import place
 
-    return place(length, grid.step, grid.knots)
+    return place(*args)
 
 
-def _groups(unit_dst: Tensor, unit_src: Tensor) -> Tensor:
+def _groups_fake(unit_dst: Tensor, unit_src: Tensor, number: int) -> Tensor:
+    return unit_dst.new_empty(number + 1)
+
+
+def _groups_numba(*args: Any) -> Tensor:
     from .numba_launch import groups
 
-    return groups(unit_dst, unit_src, GROUPS)
+    return groups(*args)
+
+
+def _no_groups(unit_dst: Tensor, unit_src: Tensor, number: int) -> Tensor:
+    raise NotImplementedError("only the numba backend works on groups of units side by side")
+
+
+_place = backends.define_op(
+    "radial_place",
+    "(Tensor length, float step, int knots) -> (Tensor, Tensor, Tensor)",
+    fake=_place_fake,
+    reference=reference.place,
+    numba=_place_numba,
+    triton=reference.place,
+)
+_groups = backends.define_op(
+    "radial_groups",
+    "(Tensor unit_dst, Tensor unit_src, int number) -> Tensor",
+    fake=_groups_fake,
+    reference=_no_groups,
+    numba=_groups_numba,
+    triton=_no_groups,
+)
 
 
 __all__ = ["GROUPS", "INDEX_SCHEMA", "INDEX_SIZE", "ROWS", "RadialIndex", "reverse"]

@@ -49,7 +49,7 @@ def dot(x: Tensor, g: Tensor, edge_length: Tensor, table: Tensor, *rest: Any) ->
     out = torch.empty(units, dtype=edge_length.dtype, device=x.device)
     if units and width:
         tile = tiles.node_tile(width, table.shape[0], x.element_size())
-        weights = _weights(index, order)
+        weights = order_weights(index, order)
         grid = (triton.cdiv(units, tile["BLOCK_E"]),)
         shared = (index.dst, index.src, index.knot, weights, out, units, width, weights.stride(0))
         kernels.dot_kernel[grid](x, g, table, *shared, PAIRED=index.paired, **tile, num_warps=tiles.NODE_WARPS)
@@ -60,7 +60,7 @@ def dot(x: Tensor, g: Tensor, edge_length: Tensor, table: Tensor, *rest: Any) ->
 def knots(c: Tensor | None, x: Tensor, g: Tensor, edge_length: Tensor, *rest: Any) -> Tensor:
     *values, rows, order = rest
     index = Index(*values)
-    return _knots(c, x, g, None, rows, index, _weights(index, order))
+    return _knots(c, x, g, None, rows, index, order_weights(index, order))
 
 
 def backward(x: Tensor, g: Tensor, edge_length: Tensor, table: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +105,7 @@ def _conv(c: Tensor | None, x: Tensor, table: Tensor, index: Index, edges: tuple
     out = torch.empty_like(x)
     if nodes and width:
         tile = tiles.node_tile(width, table.shape[0], x.element_size())
-        weights = _weights(index, order)
+        weights = order_weights(index, order)
         grid = (nodes, triton.cdiv(width, tile["BLOCK_F"]))
         # without factors their pointer is not read
         factor = x if c is None else c.contiguous()
@@ -131,7 +131,7 @@ def _knots(c: Tensor | None, x: Tensor, g: Tensor, v: Tensor | None, rows: int, 
     return out
 
 
-def _weights(index: Index, order: int) -> Tensor:
+def order_weights(index: Index, order: int) -> Tensor:
     """What the rows weigh in the derivative of this order: [U, 8], rows of 16 for the first two."""
     if order < 2:
         return index.weights[:, ROWS * order : ROWS * (order + 1)]

@@ -1,0 +1,1 @@
+"""Radial bases of distances with their cutoff envelopes: Gaussian, Bessel, exponential-normal."""
