@@ -141,7 +141,7 @@ def test_a_full_bucket_in_pieces(paired: bool, monkeypatch: pytest.MonkeyPatch) 
     """All units between the same two knots; 11 in 5 pieces leave one ragged and one empty."""
     monkeypatch.setattr(radial_tiles, "pieces", lambda units, intervals: 5)
     s = Setting(SMALL, paired, length=0.77)
-    only_table = [False] * 4 + [True]
+    only_table = [False] * 6 + [True]
     s.compare(lambda backend: s.double_backward(backend, only_table))
 
 
