@@ -21,6 +21,19 @@ def _cfconv(x, weight, src, ptr, order, out):
                 row[f] += filter_row[f] * neighbour[f]
 
 
+def _cfconv_streamed(x, weight, src, dst, first, out):
+    """The same sums, reading the edges as they lie; ``first`` are the nodes at which runs of nodes begin, see `cpu.streams`."""
+    for run in prange(first.size - 1):
+        low, high = first[run], first[run + 1]
+        out[low:high] = 0
+        for edge in range(src.size):
+            node = dst[edge]
+            if low <= node < high:
+                row, neighbour, filter_row = out[node], x[src[edge]], weight[edge]
+                for f in range(row.size):
+                    row[f] += filter_row[f] * neighbour[f]
+
+
 def _edge_product(a, b, src, dst, out):
     for edge in prange(src.size):
         row, left, right = out[edge], a[dst[edge]], b[src[edge]]
@@ -50,6 +63,7 @@ def _pair_product(a, b, src, dst, pair_edges, out):
 
 
 cfconv = Kernel(_cfconv)
+cfconv_streamed = Kernel(_cfconv_streamed)
 edge_product = Kernel(_edge_product)
 paired_cfconv = Kernel(_paired_cfconv)
 pair_product = Kernel(_pair_product)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cpu import arrays
+from ..cpu import arrays, shares, streams
 from . import numba_kernels
 
 
@@ -20,7 +20,12 @@ def cfconv(
     src_order: Tensor,
 ) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
-    numba_kernels.cfconv(*arrays(x, weight, edge_src, edge_ptr, edge_order, out), work=weight.numel())
+    features, filters, src, dst, ptr, order, sums = arrays(x, weight, edge_src, edge_dst, edge_ptr, edge_order, out)
+    work = weight.numel()
+    if streams(order, filters, sums):
+        numba_kernels.cfconv_streamed(features, filters, src, dst, shares(ptr, work), sums, work=work)
+    else:
+        numba_kernels.cfconv(features, filters, src, ptr, order, sums, work=work)
     return out
 
 

@@ -16,22 +16,30 @@ def _or_empty(scalar: Tensor | None, vector: Tensor) -> Tensor:
 
 def vector_numba(m: Tensor, r: Tensor, dst: Tensor, ptr: Tensor, order: Tensor) -> Tensor:
     """[E, D], [E, 3] → [N, 3, D]."""
-    from ..cpu import arrays
+    from ..cpu import arrays, shares, streams
     from . import numba_kernels
 
-    out = torch.empty(ptr.shape[0] - 1, 3, m.shape[1], dtype=m.dtype)
-    numba_kernels.sum_vector(*arrays(m, r, ptr, order, out), work=3 * m.numel())
+    out, work = torch.empty(ptr.shape[0] - 1, 3, m.shape[1], dtype=m.dtype), 3 * m.numel()
+    rows, directions, into, first, sorted_edges, sums = arrays(m, r, dst, ptr, order, out)
+    if streams(sorted_edges, rows, sums):
+        numba_kernels.sum_vector_streamed(rows, directions, into, shares(first, work), sums, work=work)
+    else:
+        numba_kernels.sum_vector(rows, directions, first, sorted_edges, sums, work=work)
     return out
 
 
 def both_numba(m: Tensor, r: Tensor, dst: Tensor, ptr: Tensor, order: Tensor) -> Pair:
     """[E, D], [E, 3] → [N, D], [N, 3, D]."""
-    from ..cpu import arrays
+    from ..cpu import arrays, shares, streams
     from . import numba_kernels
 
     scalar = torch.empty(ptr.shape[0] - 1, m.shape[1], dtype=m.dtype)
-    vector = torch.empty(ptr.shape[0] - 1, 3, m.shape[1], dtype=m.dtype)
-    numba_kernels.sum_both(*arrays(m, r, ptr, order, scalar, vector), work=4 * m.numel())
+    vector, work = torch.empty(ptr.shape[0] - 1, 3, m.shape[1], dtype=m.dtype), 4 * m.numel()
+    rows, directions, into, first, sorted_edges, *sums = arrays(m, r, dst, ptr, order, scalar, vector)
+    if streams(sorted_edges, rows, sums[1]):
+        numba_kernels.sum_both_streamed(rows, directions, into, shares(first, work), *sums, work=work)
+    else:
+        numba_kernels.sum_both(rows, directions, first, sorted_edges, *sums, work=work)
     return scalar, vector
 
 
@@ -41,7 +49,7 @@ def to_edge_numba(r: Tensor, vector: Tensor, scalar: Tensor | None, dst: Tensor,
     from . import numba_kernels
 
     out = torch.empty(r.shape[0], vector.shape[2], dtype=vector.dtype)
-    numba_kernels.node_to_edge(*arrays(r, vector, _or_empty(scalar, vector), ptr, order, out), work=4 * out.numel())
+    numba_kernels.node_to_edge(*arrays(r, vector, _or_empty(scalar, vector), dst, out), work=4 * out.numel())
     return out
 
 
@@ -51,7 +59,7 @@ def dot_numba(m: Tensor, vector: Tensor, dst: Tensor, ptr: Tensor, order: Tensor
     from . import numba_kernels
 
     out = torch.empty(m.shape[0], 3, dtype=m.dtype)
-    numba_kernels.node_dot_edge(*arrays(m, vector, ptr, order, out), work=3 * m.numel())
+    numba_kernels.node_dot_edge(*arrays(m, vector, dst, out), work=3 * m.numel())
     return out
 
 
@@ -62,7 +70,7 @@ def edges_numba(m: Tensor, r: Tensor, vector: Tensor, scalar: Tensor | None, dst
 
     by_m = torch.empty(m.shape, dtype=m.dtype)
     by_r = torch.empty(m.shape[0], 3, dtype=m.dtype)
-    inputs = arrays(m, r, vector, _or_empty(scalar, vector), ptr, order, by_m, by_r)
+    inputs = arrays(m, r, vector, _or_empty(scalar, vector), dst, by_m, by_r)
     numba_kernels.edge_gradients(*inputs, work=7 * m.numel())
     return by_m, by_r
 

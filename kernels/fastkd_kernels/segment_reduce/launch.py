@@ -46,6 +46,7 @@ _EMPTY = torch.empty(0, dtype=torch.int64).numpy()
 
 def sum_numba(values: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor | None, mean: bool) -> Tensor:
     """[n, …] → [m, …]."""
+    from ..cpu import shares
     from . import numba_kernels
 
     out = torch.empty((ptr.shape[0] - 1, *values.shape[1:]), dtype=values.dtype)
@@ -53,9 +54,24 @@ def sum_numba(values: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor |
     if _width(values) == 1:
         column, sums = _rows(values).reshape(-1), _rows(out).reshape(-1)
         numba_kernels.column_sum(column, *grouping, mean, sums, work=values.numel())
+        return out
+    source, sums = _rows(values), _rows(out)
+    lying = _lying(grouping, index, source, sums) if not mean else None
+    longest = (grouping[0][1:] - grouping[0][:-1]).max(initial=0)
+    if lying is not None and longest <= numba_kernels.BLOCK:
+        numba_kernels.segment_sum_streamed(source, lying, shares(grouping[0], values.numel()), sums, work=values.numel())
     else:
-        numba_kernels.segment_sum(_rows(values), *grouping, mean, _rows(out), work=values.numel())
+        numba_kernels.segment_sum(source, *grouping, mean, sums, work=values.numel())
     return out
+
+
+def _lying(grouping: tuple[Any, Any], index: Tensor | None, rows: Any, segments: Any) -> Any:
+    """The index as an array where going through the rows as they lie is faster than segment by segment, else None."""
+    from ..cpu import streams
+
+    if index is None or not grouping[1].size or not streams(grouping[1], rows, segments):
+        return None
+    return index.contiguous().numpy()
 
 
 def gather_numba(rows: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor | None, n: int, mean: bool) -> Tensor:
@@ -64,7 +80,12 @@ def gather_numba(rows: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor 
 
     out = torch.empty((n, *rows.shape[1:]), dtype=rows.dtype)
     grouping = _grouping(ptr, order, n)
-    numba_kernels.segment_gather(_rows(rows), *grouping, mean, _rows(out), work=out.numel())
+    source, gathered = _rows(rows), _rows(out)
+    lying = _lying(grouping, index, gathered, source) if not mean else None
+    if lying is not None:
+        numba_kernels.segment_gather_streamed(source, lying, gathered, work=out.numel())
+    else:
+        numba_kernels.segment_gather(source, *grouping, mean, gathered, work=out.numel())
     return out
 
 

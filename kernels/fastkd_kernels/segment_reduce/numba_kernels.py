@@ -43,6 +43,20 @@ def _segment_sum(values, ptr, order, mean, out):
                 row[f] *= scale
 
 
+def _segment_sum_streamed(values, index, first, out):
+    """The sums of segments of at most ``BLOCK`` rows, reading the rows as they lie; see `cpu.streams`."""
+    width = out.shape[1]
+    for run in prange(first.size - 1):
+        low, high = first[run], first[run + 1]
+        out[low:high] = 0
+        for k in range(index.size):
+            s = index[k]
+            if low <= s < high:
+                row, source = out[s], values[k]
+                for f in range(width):
+                    row[f] += source[f]
+
+
 def _column_sum(values, ptr, order, mean, out):
     # one column, [n] → [m]: the lanes of a vector unit run along the rows, and a float64 accumulator costs nothing
     ordered = order.size > 0
@@ -72,6 +86,14 @@ def _segment_gather(rows, ptr, order, mean, out):
             else:
                 for f in range(width):
                     row[f] = source[f]
+
+
+def _segment_gather_streamed(rows, index, out):
+    width = out.shape[1]
+    for k in prange(index.size):
+        row, source = out[k], rows[index[k]]
+        for f in range(width):
+            row[f] = source[f]
 
 
 def _segment_extremum(values, ptr, order, largest, out, arg):
@@ -111,7 +133,9 @@ def _arg_scatter(grad, arg, out):
 
 segment_sum = Kernel(_segment_sum)
 column_sum = Kernel(_column_sum)
+segment_sum_streamed = Kernel(_segment_sum_streamed)
 segment_gather = Kernel(_segment_gather)
+segment_gather_streamed = Kernel(_segment_gather_streamed)
 segment_extremum = Kernel(_segment_extremum)
 arg_gather = Kernel(_arg_gather)
 arg_scatter = Kernel(_arg_scatter)
