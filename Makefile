@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(PY) -m pytest -q -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slow teacher data bench lint format docs aot check clean
+.PHONY: help setup train test slow teacher data bench gpu lint format docs aot check clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -45,6 +45,9 @@ data: $(STAMP) ## make the embedded data set again (GFN2-xTB molecular dynamics)
 
 bench: $(STAMP) ## benchmarks on this machine, interleaved with their peers
 	$(PY) -m bench $(ARGS)
+
+gpu: $(STAMP) ## everything that needs a GPU: its tests, check, benchmarks and goals, in nine minutes (logs in runs/gpu)
+	$(PY) -m bench.gpu $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy, as CI runs them
 	$(VENV)/bin/ruff check .

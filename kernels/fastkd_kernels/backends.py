@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .namespace import NAMESPACE
+
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
 
@@ -24,12 +26,19 @@ ENVIRONMENT_VARIABLE = "FASTKD_BACKEND"
 _NUMBA_DTYPES = (torch.float32, torch.float64)
 
 
+#: Whether the numba kernels are in this copy of the package; copies for a kernel hub go without.
+HAS_NUMBA_KERNELS = importlib.util.find_spec(f"{__package__}.cpu") is not None
+
 # looked up once (nothing is imported), in a table that torch.compile can trace through
-_INSTALLED: dict[Backend, bool] = {backend: backend == "reference" or importlib.util.find_spec(backend) is not None for backend in BACKENDS}
+_INSTALLED: dict[Backend, bool] = {
+    "triton": importlib.util.find_spec("triton") is not None,
+    "numba": importlib.util.find_spec("numba") is not None and HAS_NUMBA_KERNELS,
+    "reference": True,
+}
 
 
 def installed(backend: Backend) -> bool:
-    """Whether the package behind a backend can be found."""
+    """Whether this copy has the backend and the package behind it can be found."""
     return _INSTALLED[backend]
 
 
@@ -45,6 +54,8 @@ def resolve(backend: str | None, tensor: Tensor) -> Backend:
     if wanted not in BACKENDS:
         raise ValueError(f"unknown backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
     chosen: Backend = wanted
+    if chosen == "numba" and not HAS_NUMBA_KERNELS:
+        raise ValueError("backend 'numba' was asked for, but this copy of the kernels is built without it; 'reference' runs on a CPU")
     if not installed(chosen):
         raise ValueError(f"backend {chosen!r} was asked for, but the package {chosen!r} is not installed")
     if chosen == "numba" and (tensor.device.type != "cpu" or tensor.dtype not in _NUMBA_DTYPES):
@@ -115,8 +126,8 @@ def runs_directly(args: Sequence[Any]) -> bool:
     )
 
 
-def define_op(name: str, schema: str, *, fake: Body, reference: Body, numba: Body, triton: Body, namespace: str = "fastkd") -> Operator:
-    """Register ``namespace::name`` with one body per backend.
+def define_op(name: str, schema: str, *, fake: Body, reference: Body, numba: Body, triton: Body) -> Operator:
+    """Register an operator, in the namespace of this copy of the package, with one body per backend.
 
     Args:
         name: operator name.
@@ -125,7 +136,6 @@ def define_op(name: str, schema: str, *, fake: Body, reference: Body, numba: Bod
         reference: plain torch, any device. Must not return (a view of) an input.
         numba: launches CPU kernels.
         triton: launches GPU kernels, or the interpreter's on a CPU.
-        namespace: of the operator.
 
     Returns:
         The operator. Autograd is registered by the caller, at every order.
@@ -141,7 +151,7 @@ def define_op(name: str, schema: str, *, fake: Body, reference: Body, numba: Bod
 
     body.__name__ = fake_body.__name__ = name
     full_schema = f"{arguments}, str backend) ->{returns}"
-    registered = torch.library.custom_op(f"{namespace}::{name}", body, mutates_args=(), schema=full_schema)
+    registered = torch.library.custom_op(f"{NAMESPACE}::{name}", body, mutates_args=(), schema=full_schema)
     registered.register_fake(fake_body)
     return Operator(registered, body)
 

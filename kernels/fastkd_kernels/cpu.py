@@ -35,7 +35,7 @@ class Kernel:
 
     def __init__(self, loop: Callable[..., None]) -> None:
         self.__doc__ = loop.__doc__
-        self._serial = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy")(_renamed(loop, "serial"))
+        self._serial = numba.njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(_renamed(loop, "alone"))
         self._threaded = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy", parallel=True)(_renamed(loop, "threaded"))
 
     def __call__(self, *args: Any, work: int) -> None:

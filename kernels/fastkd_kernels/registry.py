@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,7 @@ from torch import Tensor
 from .graph import CSRGraph
 
 #: Op folders, in the order in which they are shown.
-OP_FOLDERS: tuple[str, ...] = tuple(
-    sorted(name for _, name, is_package in pkgutil.iter_modules([str(Path(__file__).parent)]) if is_package and name != "compat")
-)
+OP_FOLDERS: tuple[str, ...] = tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/cases.py")))
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class OpCase:
         function: the public function, called as ``function(*inputs, *extra, backend=…)``; returns a tensor or a tuple of tensors.
         reference: plain torch with the same arguments less the backend, differentiable to any order by autograd.
         make: ``make(shape, dtype, generator) -> Sample`` on the CPU; must accept 0 edges, 1 node and any width.
-        operators: names under ``torch.ops.fastkd`` that `torch.library.opcheck` should see.
+        operators: names of operators that `torch.library.opcheck` should see.
         smooth: False where the second derivative is zero or undefined almost everywhere (max, min, mae).
     """
 

@@ -1,4 +1,4 @@
-"""Every public op of fastkd_kernels, on every backend: three orders, layouts, registration, determinism, compilation, errors.
+"""Every public op of fastkd_kernels, on every backend: three orders, layouts, registration, determinism, errors.
 
 What is tested comes from ``cases.py`` of each op folder, so an op that is added there is tested here. Each op's own file holds what
 only that op promises.
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo.testing
-from fastkd_kernels import cpu
+from fastkd_kernels import blas, cpu
+from fastkd_kernels.namespace import NAMESPACE
 from fastkd_kernels.registry import OpCase, Shape, all_cases
 from fastkd_kernels.testing import SHAPES, call, dtype_name, errors, sample, three_orders
 from torch import Tensor
@@ -157,6 +157,7 @@ def threads() -> Iterator[None]:
 def test_same_bits_whatever_the_number_of_threads(case: OpCase, monkeypatch: pytest.MonkeyPatch) -> None:
     # slow because each kernel is compiled once more, threaded
     monkeypatch.setattr(cpu, "THREADED_WORK", 0)
+    monkeypatch.setattr(blas, "THREADED_WORK", 0)
     made = sample(case, Shape(30, 400, 37), torch.float32)
     runs = []
     for count in (1, 2):
@@ -173,8 +174,8 @@ class _Recorder(TorchDispatchMode):
         self.calls: dict[str, tuple[Any, ...]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "fastkd":
-            self.calls.setdefault(func._schema.name.removeprefix("fastkd::"), args)
+        if func.namespace == NAMESPACE:
+            self.calls.setdefault(func._schema.name.removeprefix(f"{NAMESPACE}::"), args)
         return func(*args, **(kwargs or {}))
 
 
@@ -191,25 +192,7 @@ def test_registration(case: OpCase) -> None:
             item.detach().clone().requires_grad_() if isinstance(item, Tensor) and item.is_floating_point() else item
             for item in recorder.calls[name]
         )
-        torch.library.opcheck(getattr(torch.ops.fastkd, name).default, arguments)
-
-
-@each_case
-def test_compiles_once_for_any_number_of_edges(case: OpCase) -> None:
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(lambda inputs, extra: case.function(*inputs, *extra, backend="numba"), backend=counter, dynamic=True)
-    counts = []
-    for edges in (22, 40, 62):
-        made = sample(case, Shape(9, edges, 8), torch.float64)
-        found = []
-        for outputs in (_tuple(compiled(made.inputs, made.extra)), call(case, made, "numba")):
-            found.append([*outputs, *torch.autograd.grad(sum(output.sum() for output in outputs), made.inputs)])
-        for ours, eager in zip(*found, strict=True):
-            torch.testing.assert_close(ours, eager)
-        counts.append(counter.frame_count)
-    # within the first call torch starts over where an argument is a plain float
-    assert len(set(counts)) == 1
+        torch.library.opcheck(getattr(getattr(torch.ops, NAMESPACE), name).default, arguments)
 
 
 @each_case
@@ -254,7 +237,3 @@ def _assert_same_bits(one: Any, two: Any) -> None:
     for order, (first, second) in enumerate(zip(one, two, strict=True)):
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a, b), f"order {order} differs by {(a - b).abs().max().item():.1e}"
-
-
-def _tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)

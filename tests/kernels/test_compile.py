@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
+from fastkd_kernels.namespace import NAMESPACE
 from fastkd_kernels.registry import OpCase, Sample, Shape, all_cases
 from fastkd_kernels.testing import sample
 from torch import Tensor
@@ -35,13 +36,17 @@ def flatten(extra: tuple[Any, ...]) -> tuple[list[Tensor], Callable[[list[Tensor
         if isinstance(item, Tensor):
             tensors.append(item)
         elif is_dataclass(item):
-            for field in fields(item):
+            for field in arguments_of(item):
                 collect(getattr(item, field.name))
 
     def rebuilt(item: Any, rest: Iterator[Tensor]) -> Any:
         if isinstance(item, Tensor):
             return next(rest)
-        return type(item)(*(rebuilt(getattr(item, field.name), rest) for field in fields(item))) if is_dataclass(item) else item
+        return type(item)(*(rebuilt(getattr(item, field.name), rest) for field in arguments_of(item))) if is_dataclass(item) else item
+
+    def arguments_of(item: Any) -> list[Field[Any]]:
+        # what a dataclass makes itself is not given to it
+        return [field for field in fields(item) if field.init]
 
     def rebuild(others: list[Tensor]) -> tuple[Any, ...]:
         rest = iter(others)
@@ -120,7 +125,7 @@ CHECKED_IN_THEIR_FOLDER: frozenset[str] = frozenset(
 
 def test_every_registered_operator_is_given_to_opcheck() -> None:
     """`test_all_ops.test_registration` runs all checks of `torch.library.opcheck` on the operators that cases name."""
-    registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastkd::")}
+    registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"{NAMESPACE}::")}
     named = {name for case in CASES for name in case.operators}
     assert registered - CHECKED_IN_THEIR_FOLDER == named, "add the operator to `operators` of a case"
 
@@ -139,7 +144,7 @@ def test_a_traced_training_step_runs_on_other_sizes(case: OpCase) -> None:
 
     traced = make_fx(step, tracing_mode="symbolic")(list(made.inputs), tensors)
     targets = {str(node.target) for node in traced.graph.nodes if node.op == "call_function"}
-    assert any(target.startswith("fastkd.") for target in targets), "the registered operators are in the graph"
+    assert any(target.startswith(f"{NAMESPACE}.") for target in targets), "the registered operators are in the graph"
     for one in (made, other):
         detached = [tensor.detach() for tensor in one.inputs]
         assert_same(traced(detached, flatten(one.extra)[0]), training_step(case, detached, one.extra))

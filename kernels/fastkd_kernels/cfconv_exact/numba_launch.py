@@ -1,7 +1,7 @@
 """The operators on a CPU: tiles of units small enough for the cache; numba for what is elementwise, BLAS for the products.
 
 Nothing edge-sized is made but scalars. Tiles run in order, and within a tile every sum has a fixed order. Parameter gradients are
-summed in the input's precision over a few tiles, and in float64 beyond.
+summed in the input's precision over a few tiles, and in float64 beyond. The number of threads changes no bit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import blas
 from ..cpu import arrays
 from ..radial_specs import ACTIVATIONS, BASES, ENVELOPES, ActivationKind, decode
 from . import numba_kernels as kernels
@@ -176,14 +177,14 @@ class _Call:
                 tile = _Scratch(self.length, part.stop - first, orders, self.w1.shape[1], self.hidden, self.width)
             work = tile.z.size
             basis_tile_kernel(length[part], self.kinds, self.numbers, tile.phi, tile.cut, work=8 * tile.phi.size)
-            torch.mm(tile.phi_rows, self.w1_t, out=tile.z_rows)
+            blas.mm(tile.phi_rows, self.w1_t, tile.z_rows)
             kernels.hidden_kernel(tile.z, self.bias1, tile.cut, self.activation, tile.hidden, work=8 * work)
             yield part, tile
 
     def filters(self, tile: _Scratch, low: int, high: int) -> None:
         """Fill ``tile.weight`` with W and its derivatives of the orders from ``low`` up to, not including, ``high``."""
         if low < high:
-            torch.mm(tile.part(tile.hidden_rows, low, high), self.w2_t, out=tile.part(tile.weight_rows, low, high))
+            blas.mm(tile.part(tile.hidden_rows, low, high), self.w2_t, tile.part(tile.weight_rows, low, high))
             kernels.with_bias_kernel(tile.weight[low:high], tile.cut[low:high], self.bias2, work=(high - low) * tile.work)
 
 
@@ -204,9 +205,9 @@ class _NetworkSums:
             total = self.totals[3].numpy()
             kernels.column_sums_kernel(tile.pull[low:high], tile.cut[low:high], total, call.block, work=pull.numel())
         if need_w2:
-            torch.addmm(self.parts[1], pull.T, tile.part(tile.hidden_rows, low, high), out=self.parts[1])
+            blas.mm(pull.T, tile.part(tile.hidden_rows, low, high), self.parts[1], add=True)
         if need_w1 or need_b1:
-            torch.mm(pull, call.w2, out=tile.part(tile.back_rows, low, high))
+            blas.mm(pull, call.w2, tile.part(tile.back_rows, low, high))
             tile.back[:low] = 0
             back = tile.back[:high]
             kernels.hidden_back_kernel(tile.z, call.bias1, tile.cut, call.activation, back, work=8 * back.size)
@@ -214,7 +215,7 @@ class _NetworkSums:
                 ones = np.ones((1, tile.size), back.dtype)
                 kernels.column_sums_kernel(back[:1], ones, self.totals[1].numpy(), call.block, work=back.size)
             if need_w1:
-                torch.addmm(self.parts[0], tile.part(tile.back_rows, 0, high).T, tile.part(tile.phi_rows, 0, high), out=self.parts[0])
+                blas.mm(tile.part(tile.back_rows, 0, high).T, tile.part(tile.phi_rows, 0, high), self.parts[0], add=True)
         self.waiting += tile.size
         if self.waiting >= UNITS_PER_SUM:
             self._flush()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, blas
 from ..cfconv.op import describe
 from ..cfconv.pairs import PairIndex
 from ..graph import CSRGraph
@@ -210,13 +210,14 @@ def _gradients_autograd(ctx: Any, *tangents: Tensor | None) -> Grads:
             arguments: list[Any] = [*inputs[:INPUTS], *tensors[INPUTS:-1], inputs[-1], *spec]
             return reference.gradients(*arguments)
 
-        grads = _pull_back(composed, (*tensors[:INPUTS], tensors[-1]), tangents, needs)
+        with blas.steady(backend):
+            grads = _pull_back(composed, (*tensors[:INPUTS], tensors[-1]), tangents, needs)
     return (*grads[:INPUTS], *padding, grads[INPUTS], *(None,) * 5)
 
 
 def _second_autograd(ctx: Any, *tangents: Tensor | None) -> Grads:
     tensors = ctx.saved_tensors
-    *spec, computed, _ = ctx.rest
+    *spec, computed, backend = ctx.rest
     tangents = _used(tangents, computed)
     last = len(tensors) - 3
     positions = (*range(INPUTS), *range(last, len(tensors)))
@@ -229,7 +230,8 @@ def _second_autograd(ctx: Any, *tangents: Tensor | None) -> Grads:
         arguments: list[Any] = [*inputs[:INPUTS], *tensors[INPUTS:last], *inputs[INPUTS:], *spec]
         return reference.second_gradients(*arguments)
 
-    grads = _pull_back(composed, inputs, tangents, needs)
+    with blas.steady(backend):
+        grads = _pull_back(composed, inputs, tangents, needs)
     return (*grads[:INPUTS], *(None,) * (last - INPUTS), *grads[INPUTS:], *(None,) * 5)
 
 

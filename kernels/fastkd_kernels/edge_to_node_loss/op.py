@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .. import backends
+from .. import backends, blas
 from ..edge_to_node.op import sum_vector
 from ..graph import CSRGraph
 from ..projected_loss import reference as projection
@@ -297,7 +297,8 @@ def _backward_autograd(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | Non
     x, weight, bias, edge, direction, dst, ptr, order, upstream = ctx.saved_tensors
     goal = _target(edge.to(accumulator(x)), direction, dst, ptr, order, ctx.mean, ctx.backend)
     tangents = (wanted[0], wanted[1], wanted[2], None)
-    by_x, by_weight, by_bias, _, by_upstream = projection.row_second_gradients(x, weight, bias, goal, upstream, ctx.kind, tangents)
+    with blas.steady(ctx.backend):
+        by_x, by_weight, by_bias, _, by_upstream = projection.row_second_gradients(x, weight, bias, goal, upstream, ctx.kind, tangents)
     needs = ctx.needs_input_grad
     by = (
         by_x.to(x.dtype) if needs[0] else None,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import backends
 from ..segment_reduce.op import segment_sum
+from ..sums import total
 from . import reference
 from .reference import accumulator
 
@@ -51,8 +52,7 @@ def global_structure_loss(x: Tensor, y: Tensor, ptr: Tensor, *, backend: str | N
     # vectors: a mean over axes and channels is a mean over 3 C channels
     rows = structure_rows(x.flatten(1), y.flatten(1), ptr, chosen)
     by_image = segment_sum(rows, ptr, None, None, True, chosen) / ptr.diff().clamp(min=1)
-    loss: Tensor = by_image.sum() / max(images, 1)
-    return loss
+    return total(by_image) / max(images, 1)
 
 
 def _check(x: Tensor, y: Tensor, ptr: Tensor) -> None:

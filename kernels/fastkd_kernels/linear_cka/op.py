@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, blas
 from ..projected_loss.kinds import accumulator
 from . import reference
 
@@ -142,7 +142,8 @@ def _backward_autograd(ctx: Any, dx: Tensor | None, dy: Tensor | None) -> tuple[
         along = (torch.zeros_like(x) if dx is None else dx, torch.zeros_like(y) if dy is None else dy)
         by_x, by_y = centred_grams_backward(*along, p, q, k, list(ctx.needs_input_grad[:2]), ctx.backend)
     if any(ctx.needs_input_grad[2:5]):
-        by_p, by_q, by_k = reference.cross_grams(x, y, dx, dy)
+        with blas.steady(ctx.backend):
+            by_p, by_q, by_k = reference.cross_grams(x, y, dx, dy)
     found = (by_x, by_y, by_p, by_q, by_k)
     return (*(grad if need else None for grad, need in zip(found, ctx.needs_input_grad, strict=False)), None, None)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import backends
 from ..graph import GRAPH_SCHEMA, CSRGraph
 from ..segment_reduce.op import segment_extremum, segment_gather, segment_sum
+from ..sums import total
 from . import reference
 from .reference import EPS, accumulator
 
@@ -50,8 +51,7 @@ def local_structure_loss(x: Tensor, y: Tensor, graph: CSRGraph, *, backend: str 
     chosen = backends.resolve(backend, x)
     student, teacher = (edge_distance_operator(features, *graph.tensors, chosen) for features in (x, y))
     by_node = softmax_divergence(student, teacher, graph.edge_dst, graph.edge_ptr, graph.edge_order, chosen)
-    total: Tensor = by_node.sum() / max(graph.num_edges, 1)
-    return total
+    return total(by_node) / max(graph.num_edges, 1)
 
 
 def edge_distance(x: Tensor, graph: CSRGraph, *, backend: str | None = None) -> Tensor:

@@ -1,16 +1,17 @@
 """The operators on a CPU: tiles of rows small enough for the cache, each projected by BLAS and finished by one numba kernel.
 
 Nothing of size [N, D] is made, except a gradient of the target if one is asked for. Sums over rows run in the input's precision
-inside a tile and in float64 from tile to tile, in order.
+inside a tile and in float64 from tile to tile, in order. Tiles follow from the shapes, and a tile's products run on one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from ..blas import Spare, each_tile
 from ..cpu import arrays
 from .kinds import KINDS
 from .numba_kernels import pull_back_kernel, pull_back_twice_kernel, row_loss_kernel
@@ -25,8 +26,15 @@ def rows(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, kind: s
     """ℓ [N], see `reference.row_losses`."""
     losses = x.new_empty(x.shape[0])
     code, (target_array, loss_array) = KINDS.index(kind), arrays(target, losses)
-    for part, projected in _projections(x, weight, bias):
+    spare = Spare(x, _tile_rows(x, weight), weight.shape[0])
+
+    def run(part: slice) -> None:
+        buffer = spare.take()
+        projected = projection(x[part], weight, bias, buffer)
         row_loss_kernel(projected.numpy(), target_array[part], code, loss_array[part], work=projected.numel())
+        spare.give(buffer)
+
+    each_tile(_tiles(x, weight), run, work=x.shape[0] * weight.numel())
     return losses
 
 
@@ -36,24 +44,23 @@ def rows_backward(
     """Gradients of Σ_i h_i ℓ_i, see `reference.row_gradients`; what is not needed is empty."""
     need_x, need_weight, need_bias, need_target = needs
     grad_x, grad_target = x.new_empty(x.shape if need_x else (0,)), x.new_empty(target.shape if need_target else (0,))
-    weight_sum, bias_sum = _TileSum(), _TileSum()
+    sums, spare = ParameterSums(weight), Spare(x, _tile_rows(x, weight), weight.shape[0])
     code, (target_array, upstream_array) = KINDS.index(kind), arrays(target, upstream)
-    for part, pull in _projections(x, weight, bias):
+
+    def run(part: slice) -> tuple[Tensor | None, Tensor | None]:
+        buffer = spare.take()
+        pull = projection(x[part], weight, bias, buffer)
         pull_back_kernel(pull.numpy(), target_array[part], upstream_array[part], code, work=pull.numel())
         if need_x:
             torch.mm(pull, weight, out=grad_x[part])
-        if need_weight:
-            weight_sum.add(pull.T @ x[part])
-        if need_bias:
-            bias_sum.add(pull.sum(0))
         if need_target:
             torch.neg(pull, out=grad_target[part])
-    return (
-        grad_x,
-        weight_sum.result(weight, weight.shape) if need_weight else x.new_empty(0),
-        bias_sum.result(weight, weight.shape[:1]) if need_bias else x.new_empty(0),
-        grad_target,
-    )
+        by_weight, by_bias = sums.product(pull, x[part]) if need_weight else None, pull.sum(0) if need_bias else None
+        spare.give(buffer)
+        return by_weight, by_bias
+
+    each_tile(_tiles(x, weight), run, sums.add, work=sum(needs) * x.shape[0] * weight.numel())
+    return grad_x, *sums.results(need_weight, need_bias), grad_target
 
 
 def rows_second(
@@ -72,11 +79,12 @@ def rows_second(
     """Gradients of the gradients, see `reference.row_second_gradients`; what is not needed is empty."""
     need_x, need_weight, need_bias, need_target, need_upstream = needs
     grad_x, grad_target = x.new_empty(x.shape if need_x else (0,)), x.new_empty(target.shape if need_target else (0,))
-    weight_sum, bias_sum, slopes = _TileSum(), _TileSum(), x.new_empty(x.shape[0])
+    sums, slopes, spare = ParameterSums(weight), x.new_empty(x.shape[0]), Spare(x, _tile_rows(x, weight), weight.shape[0])
     code, (target_array, upstream_array, slope_array) = KINDS.index(kind), arrays(target, upstream, slopes)
-    buffer = x.new_empty(_tile_rows(x, weight), weight.shape[0])
-    for part, pull in _projections(x, weight, bias):
-        curved = buffer[: pull.shape[0]]
+
+    def run(part: slice) -> tuple[Tensor | None, Tensor | None]:
+        buffers = spare.take(), spare.take()
+        pull, curved = projection(x[part], weight, bias, buffers[0]), buffers[1][: part.stop - part.start]
         _tangent(curved, part, x, weight, dx, dweight, dbias, dtarget)
         arguments = (pull.numpy(), curved.numpy(), target_array[part], upstream_array[part], code, slope_array[part])
         pull_back_twice_kernel(*arguments, work=2 * pull.numel())
@@ -84,20 +92,17 @@ def rows_second(
             torch.mm(curved, weight, out=grad_x[part])
             if dweight is not None:
                 grad_x[part].addmm_(pull, dweight)
-        if need_weight:
-            tile = curved.T @ x[part]
-            weight_sum.add(tile if dx is None else tile.addmm_(pull.T, dx[part]))
-        if need_bias:
-            bias_sum.add(curved.sum(0))
         if need_target:
             torch.neg(curved, out=grad_target[part])
-    return (
-        grad_x,
-        weight_sum.result(weight, weight.shape) if need_weight else x.new_empty(0),
-        bias_sum.result(weight, weight.shape[:1]) if need_bias else x.new_empty(0),
-        grad_target,
-        slopes if need_upstream else x.new_empty(0),
-    )
+        by_weight, by_bias = sums.product(curved, x[part]) if need_weight else None, curved.sum(0) if need_bias else None
+        if by_weight is not None and dx is not None:
+            by_weight.addmm_(pull.T, dx[part])
+        for buffer in buffers:
+            spare.give(buffer)
+        return by_weight, by_bias
+
+    each_tile(_tiles(x, weight), run, sums.add, work=4 * x.shape[0] * weight.numel())
+    return grad_x, *sums.results(need_weight, need_bias), grad_target, slopes if need_upstream else x.new_empty(0)
 
 
 def _tangent(
@@ -123,32 +128,45 @@ def _tangent(
         out.sub_(dtarget[part])
 
 
-def _projections(x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and x[rows] · weightᵀ + bias, in a buffer that the next tile overwrites."""
+def projection(x: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
+    """Rows of one tile, in the first rows of ``buffer``: x · weightᵀ + bias."""
+    out = buffer[: x.shape[0]]
+    return torch.mm(x, weight.T, out=out) if bias is None else torch.addmm(bias, x, weight.T, out=out)
+
+
+def _tiles(x: Tensor, weight: Tensor) -> list[slice]:
     count, tile = x.shape[0], _tile_rows(x, weight)
-    buffer, transposed = x.new_empty(tile, weight.shape[0]), weight.T
-    for first in range(0, count, tile):
-        part = slice(first, min(first + tile, count))
-        projected = buffer[: part.stop - first]
-        if bias is None:
-            torch.mm(x[part], transposed, out=projected)
-        else:
-            torch.addmm(bias, x[part], transposed, out=projected)
-        yield part, projected
+    return [slice(first, last) for first, last in pairwise([*range(0, count, tile), count])]
 
 
 def _tile_rows(x: Tensor, weight: Tensor) -> int:
     return max(1, min(x.shape[0], TILE_ROWS, TILE_ELEMENTS // max(weight.shape[0], 1)))
 
 
-class _TileSum:
-    """A sum over tiles: the first tile as it is, further ones on top of it in float64."""
+class ParameterSums:
+    """Gradients of weight and bias: the first tile as it is, further ones on top of it in float64."""
 
-    def __init__(self) -> None:
-        self._total: Tensor | None = None
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+        self._totals: list[Tensor | None] = [None, None]
+        self._spare = Spare(weight, *weight.shape)
 
-    def add(self, tile: Tensor) -> None:
-        self._total = tile if self._total is None else self._total.double().add_(tile)
+    def product(self, pull: Tensor, x: Tensor) -> Tensor:
+        """One tile's part of the weight's gradient, pullᵀ · x; `add` takes it back."""
+        return torch.mm(pull.T, x, out=self._spare.take())
 
-    def result(self, like: Tensor, shape: torch.Size) -> Tensor:
-        return like.new_zeros(shape) if self._total is None else self._total.to(like.dtype)
+    def add(self, tile: tuple[Tensor | None, Tensor | None]) -> None:
+        """Add one tile's parts; tiles come in order."""
+        for place, part in enumerate(tile):
+            total = self._totals[place]
+            if part is not None:
+                self._totals[place] = part if total is None else total.double().add_(part)
+                if place == 0 and total is not None:
+                    self._spare.give(part)
+
+    def results(self, need_weight: bool, need_bias: bool) -> tuple[Tensor, Tensor]:
+        """What is not needed is empty."""
+        found, like = [], self._weight
+        for total, need, shape in zip(self._totals, (need_weight, need_bias), (like.shape, like.shape[:1]), strict=True):
+            found.append(like.new_empty(0) if not need else like.new_zeros(shape) if total is None else total.to(like.dtype))
+        return found[0], found[1]

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, blas
+from ..sums import total
 from . import reference
 from .kinds import KINDS, Kind, accumulator
 
@@ -64,10 +65,10 @@ def projected_loss(
 def weighted_mean(rows: Tensor, node_weight: Tensor | None, elements: int) -> Tensor:
     """Σ_i w_i rows_i / (elements · Σ_i w_i), and 0 rather than 0/0; ``rows`` [N] are sums over ``elements`` numbers each."""
     if node_weight is None:
-        return rows.sum() / max(rows.shape[0] * elements, 1)
+        return total(rows) / max(rows.shape[0] * elements, 1)
     node_weight = node_weight.to(rows.dtype)
-    total = node_weight.sum()
-    return (node_weight * rows).sum() / (elements * torch.where(total == 0, 1.0, total))
+    weights = total(node_weight)
+    return total(node_weight * rows) / (elements * torch.where(weights == 0, 1.0, weights))
 
 
 def check(
@@ -231,12 +232,17 @@ def _backward_autograd(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | Non
 
 def _second_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:9])
-    ctx.kind, ctx.needs, _ = inputs[9:]
+    ctx.kind, ctx.needs, ctx.backend = inputs[9:]
     ctx.set_materialize_grads(False)
 
 
 def _second_autograd(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
     """Third order: autograd goes through the formulas in plain torch, which can be differentiated again."""
+    with blas.steady(ctx.backend):
+        return _third(ctx, cotangents)
+
+
+def _third(ctx: Any, cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     create_graph, needs = torch.is_grad_enabled(), ctx.needs_input_grad[:9]
     with torch.enable_grad():
         # views of their own, so that one input's dependence on another is left to autograd outside

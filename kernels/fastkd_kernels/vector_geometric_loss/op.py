@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, blas
 from ..projected_loss.kinds import accumulator
 from ..projected_loss.op import weighted_mean
 from ..segment_reduce.op import segment_reduce
+from ..sums import total
 from . import reference
 
 Grads = tuple[Tensor, Tensor, Tensor]
@@ -69,9 +70,9 @@ def vector_geometric_loss(
         return weighted_mean(nodes, node_weight, max(width, 1))
     importance = None if node_weight is None else node_weight.to(nodes.dtype)
     sums = segment_reduce(nodes if importance is None else importance * nodes, graph_ptr, "sum", backend=chosen)
-    total = graph_ptr.diff().to(nodes.dtype) if importance is None else segment_reduce(importance, graph_ptr, "sum", backend=chosen)
-    means = sums / (max(width, 1) * torch.where(total == 0, 1.0, total))
-    return means.sum() / (total != 0).sum().clamp(min=1)
+    weights = graph_ptr.diff().to(nodes.dtype) if importance is None else segment_reduce(importance, graph_ptr, "sum", backend=chosen)
+    means = sums / (max(width, 1) * torch.where(weights == 0, 1.0, weights))
+    return total(means) / (weights != 0).sum().clamp(min=1)
 
 
 def _check(v: Tensor, weight: Tensor, target: Tensor, mix: float, eps: float, graph_ptr: Tensor | None, node_weight: Tensor | None) -> None:
@@ -177,7 +178,7 @@ def _nodes_autograd(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:4])
-    ctx.mix, ctx.eps, ctx.needs, _ = inputs[4:]
+    ctx.mix, ctx.eps, ctx.needs, ctx.backend = inputs[4:]
     ctx.set_materialize_grads(False)
 
 
@@ -188,7 +189,8 @@ def _backward_autograd(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | Non
         return (None,) * 8
     v, weight, target, upstream = tensors = ctx.saved_tensors
     needs = ctx.needs_input_grad[:4]
-    grads = reference.node_second_gradients(v, weight, target, upstream, ctx.mix, ctx.eps, (wanted[0], wanted[1], wanted[2]))
+    with blas.steady(ctx.backend):
+        grads = reference.node_second_gradients(v, weight, target, upstream, ctx.mix, ctx.eps, (wanted[0], wanted[1], wanted[2]))
     return (*(g.to(t.dtype) if need else None for g, t, need in zip(grads, tensors, needs, strict=True)), None, None, None, None)
 
 
