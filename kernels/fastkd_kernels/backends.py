@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["triton", "numba", "reference"]
 BACKENDS: tuple[Backend, ...] = ("triton", "numba", "reference")
+#: Numbers below which `plain_is_faster`.
+PLAIN_BELOW = 2**17
 ENVIRONMENT_VARIABLE = "FASTKD_BACKEND"
 
 _NUMBA_DTYPES = (torch.float32, torch.float64)
@@ -40,6 +42,12 @@ _INSTALLED: dict[Backend, bool] = {
 def installed(backend: Backend) -> bool:
     """Whether this copy has the backend and the package behind it can be found."""
     return _INSTALLED[backend]
+
+
+def plain_is_faster(backend: str | None, tensor: Tensor) -> bool:
+    """Whether to leave a sum that torch has itself to torch: on a CPU, for so little data that an operator's own Python outweighs it."""
+    small = tensor.numel() < PLAIN_BELOW and tensor.device.type == "cpu"
+    return small and backend is None and ENVIRONMENT_VARIABLE not in os.environ and runs_directly((tensor,))
 
 
 def resolve(backend: str | None, tensor: Tensor) -> Backend:

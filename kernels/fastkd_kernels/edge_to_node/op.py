@@ -40,6 +40,8 @@ def edge_to_node(edge: Tensor, graph: CSRGraph, *, backend: str | None = None) -
     distillation, NeurIPS 2023.
     """
     _check("edge_to_node", edge, None, graph)
+    if backends.plain_is_faster(backend, edge):
+        return reference.edge_to_node(edge, graph.edge_dst, graph.num_nodes)
     total: Tensor = segment_sum(edge, graph.edge_ptr, graph.edge_order, graph.edge_dst, False, backends.resolve(backend, edge))
     return total
 
