@@ -11,7 +11,7 @@ TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 PYTEST := $(PY) -m pytest -q -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slow teacher data bench gpu lint format docs aot check clean
+.PHONY: help setup peers train test slow teacher data bench gpu lint format docs aot check clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -24,6 +24,10 @@ $(STAMP): pyproject.toml kernels/pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt "torch>=2.10"
 	$(PY) -m pip install --quiet -c constraints.txt -e "./kernels[cpu,gpu]" -e ".[dev,peers,labels]"
 	@touch $@
+
+# Without dependencies, because they pin older torch, numpy and sympy (docs/decisions/0012-peers-without-dependencies.md).
+peers: $(STAMP) ## add schnetpack and fairchem-core 1.x, whose models the tests and benchmarks patch
+	$(PY) -m pip install --quiet --no-deps schnetpack==2.1.1 fairchem-core==1.10.0
 
 train: $(STAMP) ## distil the embedded teacher into a small student (ARGS="a.b=c" changes options)
 	$(PY) -m fastkd.train $(ARGS)

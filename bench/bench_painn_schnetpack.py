@@ -1,6 +1,6 @@
 """A PaiNN training step against ``schnetpack.representation.PaiNN`` with the same energy head on both; see `bench.training_step`.
 
-Run: ``python -m bench.bench_painn_schnetpack`` (needs schnetpack: ``pip install --no-deps schnetpack==2.1.1``).
+Run: ``python -m bench.bench_painn_schnetpack`` (needs schnetpack, see ``make peers``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def schnetpack(module: str) -> Any:
     if "schnetpack" not in sys.modules:
         spec = importlib.util.find_spec("schnetpack")
         if spec is None or spec.submodule_search_locations is None:
-            raise SystemExit("this benchmark needs schnetpack: pip install --no-deps schnetpack==2.1.1")
+            raise SystemExit("this benchmark needs schnetpack: make peers")
         package = ModuleType("schnetpack")
         package.__path__ = list(spec.submodule_search_locations)
         package.__spec__ = spec

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fastkd_kernels.registry import OpCase, Shape, all_cases
 
-from bench import gpu
+from bench import bench_patches, gpu
 from bench.kernels import __main__ as command
 from bench.kernels import cases, gate, goals, measure, run, shapes
 from bench.kernels.floors import FLOORS, Size, floor_bytes
@@ -175,3 +177,52 @@ def test_the_parts_of_the_gpu_command(tmp_path):
     assert "tests/kernels/test_gpu.py" in found["pytest"].command
     assert {"check", "bench-cfconv", "bench-painn_message", "bench-edge_to_node_both"} <= set(found)
     assert len({part.command for part in found.values()}) == len(found)
+
+
+# other packages' models, plain and patched
+
+
+@pytest.fixture
+def small_peer(monkeypatch):
+    pytest.importorskip("torch_geometric", reason="needs the extra `peers`")
+    from tests.kernels.peer_models import pyg_schnet
+
+    monkeypatch.setattr(bench_patches, "ENTRIES", {"small": bench_patches.Entry("small SchNet", "pyg_schnet", pyg_schnet, (4, 5))})
+
+
+@pytest.mark.peers
+def test_a_patched_model_is_measured(small_peer, capsys, tmp_path):
+    threads = torch.get_num_threads()
+    assert bench_patches.main(["--repeats", "1", "--json", str(tmp_path / "p.json")]) == 0
+    assert re.search(r"small SchNet .* 9 .* ms .* ms .*\dx", capsys.readouterr().out)
+    (row,) = json.loads((tmp_path / "p.json").read_text())["rows"]
+    assert row["ratio"] == row["plain"]["median"] / row["patched"]["median"]
+    assert (row["replaced"], torch.get_num_threads()) == (3, threads)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("wrong", ["value", "gradient"])
+def test_a_wrong_patch_gets_no_speed(wrong, small_peer, monkeypatch, capsys):
+    def patch(model):
+        if wrong == "value":
+            model.interactions[0].conv.register_forward_hook(lambda module, args, y: y * (1 + 1e-6))
+        else:
+            model.lin1.weight.register_hook(lambda gradient: gradient * (1 + 1e-6))
+        return SimpleNamespace(replaced=())
+
+    monkeypatch.setattr(bench_patches, "patch", patch)
+    assert bench_patches.main(["--repeats", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert "nothing is timed" in printed
+    assert " ms (" not in printed
+
+
+@pytest.mark.peers
+def test_a_missing_package_is_left_out(small_peer, monkeypatch, capsys):
+    def build():
+        pytest.skip("needs something: make peers")
+
+    entry = dataclasses.replace(bench_patches.ENTRIES["small"], build=build)
+    monkeypatch.setattr(bench_patches, "ENTRIES", {"small": entry})
+    assert bench_patches.main([]) == 0
+    assert "left out: needs something: make peers" in capsys.readouterr().err

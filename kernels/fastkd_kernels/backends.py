@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .namespace import NAMESPACE
 
@@ -112,6 +113,7 @@ class Operator:
 
     def __call__(self, *args: Any) -> Any:
         if not runs_directly(args):
+            _refuse_tangents(args)
             return self.registered(*args)
         if self._node is not None and torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return self._node.apply(*args)  # type: ignore[no-untyped-call]
@@ -130,8 +132,22 @@ def runs_directly(args: Sequence[Any]) -> bool:
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
         and all(type(a) is Tensor or type(a) is torch.nn.Parameter for a in args if isinstance(a, Tensor))
     )
+
+
+def _refuse_tangents(args: Sequence[Any]) -> None:
+    """Forward mode is an error, because `torch.library` drops tangents without a word.
+
+    Raises:
+        NotImplementedError: if an argument carries a tangent.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    if any(unpack(a).tangent is not None for a in args if isinstance(a, Tensor)):
+        raise NotImplementedError("fastkd's operators have derivatives in reverse mode alone, not in forward mode (jvp, jacfwd, hessian)")
 
 
 def define_op(name: str, schema: str, *, fake: Body, reference: Body, numba: Body, triton: Body) -> Operator:

@@ -9,6 +9,7 @@ import fastkd_kernels
 import pytest
 import torch
 from fastkd_kernels import backends
+from fastkd_kernels.registry import OP_FOLDERS
 
 # what a machine without the two packages looks like: not importable, and no spec to be found
 BLOCK = """
@@ -59,6 +60,31 @@ def test_every_operator_runs_where_numba_and_triton_are_missing() -> None:
     done = run(BLOCK + RUN_ALL)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 0
+
+
+COMPAT = """
+import torch
+import fastkd_kernels.compat
+assert "fastkd_kernels.compat.torch_scatter" not in sys.modules
+from fastkd_kernels.compat import patch, torch_scatter
+
+assert torch_scatter.scatter(torch.ones(3), torch.tensor([0, 2, 2])).tolist() == [1, 0, 2]
+try:
+    patch(torch.nn.Linear(2, 2))
+except ValueError as error:
+    print(error)
+assert not {"numba", "triton", "torch_geometric", "schnetpack", "fairchem"} & set(sys.modules)
+"""
+
+
+def test_compat_needs_torch_alone() -> None:
+    done = run(BLOCK + COMPAT)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to patch in Linear" in done.stdout
+
+
+def test_compat_is_not_taken_for_an_operator() -> None:
+    assert "compat" not in OP_FOLDERS
 
 
 def test_a_missing_package_is_named() -> None:

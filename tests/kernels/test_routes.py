@@ -5,6 +5,7 @@ import torch
 from fastkd_kernels import CSRGraph, backends, cfconv
 from fastkd_kernels.registry import Shape, all_cases
 from fastkd_kernels.testing import sample, three_orders
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -63,3 +64,39 @@ def test_a_tensor_subclass_is_dispatched():
 
     assert not backends.runs_directly((torch.randn(1).as_subclass(Marked),))
     assert backends.runs_directly((torch.randn(1), torch.nn.Parameter(torch.randn(1)), None, "numba", [True]))
+
+
+_, _, WEIGHT, GRAPH = call()
+
+
+def dual_level(x, y):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(call_on(forward_ad.make_dual(x, y))).tangent
+
+
+def call_on(x):
+    return cfconv(x, WEIGHT, GRAPH)
+
+
+TRANSFORMS = {
+    "dual_level": dual_level,
+    "jvp": lambda x, y: torch.func.jvp(call_on, (x,), (y,)),
+    "vmap of jvp": lambda x, y: torch.func.jacfwd(call_on)(x),
+    "jvp of vmap": lambda x, y: torch.func.jvp(torch.func.vmap(lambda row: call_on(x * row.sum())), (x,), (y,)),
+    "jvp of a gradient": lambda x, y: torch.func.jvp(torch.func.grad(lambda x: call_on(x).sum()), (x,), (y,)),
+    "grad": lambda x, y: torch.func.grad(lambda x: call_on(x).sum())(x),
+}
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "dispatched"])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_a_derivative_that_is_missing_is_an_error(transform, direct, monkeypatch):
+    monkeypatch.setattr(backends, "DIRECT", direct)
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"in reverse mode alone|setup_context|Batching rule"):
+        transform(torch.randn(2, 3), torch.randn(2, 3))
+
+
+def test_what_carries_no_tangent_runs_within_forward_mode():
+    function, x, weight, graph = call()
+    with forward_ad.dual_level():
+        torch.testing.assert_close(function(x, weight, graph), function(x, weight, graph, backend="reference"))
