@@ -127,7 +127,7 @@ def sources() -> dict[str, bytes]:
     found = {}
     for path in sorted(SOURCE.rglob("*")):
         name = path.relative_to(SOURCE).as_posix()
-        if path.suffix in (".py", ".md", ".typed") and name != "cpu.py" and not path.name.startswith("numba_"):
+        if path.suffix in (".py", ".md", ".typed") and name not in ("cpu.py", "cpu_math.py") and not path.name.startswith("numba_"):
             found[name] = path.read_bytes()
     return found
 
