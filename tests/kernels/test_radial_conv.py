@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import pickle
 from typing import Any
 
@@ -402,3 +403,21 @@ def test_a_table_that_would_be_wrong_is_refused() -> None:
 
 def test_the_prefilter_is_made_once() -> None:
     assert prefilter(33, torch.float64, torch.device("cpu")) is prefilter(33, torch.float64, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("backend", [pytest.param(b, marks=pytest.mark.triton if b == "triton" else ()) for b in BACKENDS])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30, CUTOFF])
+def test_nan_is_not_hidden_and_what_is_far_is_zero(backend: str, bad: float) -> None:
+    graph = CSRGraph.from_edges(torch.tensor([0, 1, 1, 2]), torch.tensor([1, 0, 2, 1]), 3)
+    length = torch.tensor([1.0, bad, 2.0, 3.0], requires_grad=True)
+    grid = SplineGrid(CUTOFF, 33)
+    x, table = torch.ones(3, 4), torch.ones(grid.rows, 4)
+    y = radial_conv(x, length, table, RadialIndex.from_lengths(length, grid, graph, backend=backend))
+    (gradient,) = torch.autograd.grad(y.sum(), length)
+    assert bool(torch.isfinite(y[1:]).all())
+    assert bool(torch.isfinite(gradient[[0, 2, 3]]).all())
+    if math.isnan(bad):
+        assert bool(y[0].isnan().all())
+    else:
+        assert bool((y[0] == 0).all())
+        assert float(gradient[1]) == 0

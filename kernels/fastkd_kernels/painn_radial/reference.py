@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..painn_message import reference as message
-from ..radial_conv.reference import filters
+from ..radial_conv.reference import filters, moving_fraction
 from ..radial_conv.spline import ROWS, row_weights
 
 Index = tuple[Any, ...]
@@ -146,7 +146,7 @@ def _fold_turned(per_edge: Tensor, index: Index) -> Tensor:
 def _spread(products: Tensor, edge_length: Tensor, index: Index, rows: int, order: int) -> Tensor:
     """The transpose of `filters` in the table: [U, 3F] → [rows, 3F]."""
     knot, fraction, step = index[_KNOT], index[_FRACTION], index[_STEP]
-    moving = fraction + (edge_length - edge_length.detach()).to(fraction.dtype) / step
+    moving = moving_fraction(edge_length, knot, fraction, step)
     weights = row_weights(moving, order) * ((knot >= 0).to(fraction.dtype) / step**order).unsqueeze(1)
     at = knot.long().clamp_min(0).unsqueeze(1) + torch.arange(ROWS, device=knot.device)
     spread = (weights.unsqueeze(2) * products.unsqueeze(1)).flatten(0, 1)

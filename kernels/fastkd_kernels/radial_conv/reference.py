@@ -16,10 +16,11 @@ from .spline import ROWS, row_weights
 
 
 def place(length: Tensor, step: float, knots: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Knot [U] int32, fraction [U] and weights [U, 16] of each distance; found in float64."""
+    """Knot [U] int32, fraction [U] and weights [U, 16] of each distance; found in float64. NaN is inside, at a fraction that is NaN."""
     position = length.double() / step
-    inside = position < knots - 1
-    below = torch.where(inside, position, 0.0).long().clamp_(min=0)
+    beyond = position >= knots - 1
+    inside = ~beyond
+    below = torch.where(beyond | position.isnan(), 0.0, position).long().clamp_(min=0)
     fraction = torch.where(inside, position - below, 0.0)
     weights = torch.cat([row_weights(fraction, 0), row_weights(fraction, 1) / step], 1) * inside.unsqueeze(1)
     dtype = working_dtype(length)
@@ -33,11 +34,16 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
 
 def filters(edge_length: Tensor, table: Tensor, knot: Tensor, fraction: Tensor, step: float, order: int) -> Tensor:
     """W⁽q⁾(d) of each unit, [U, F], differentiable in the distance by autograd: the fraction moves with it."""
-    inside = knot >= 0
-    moving = fraction + (edge_length - edge_length.detach()).to(fraction.dtype) / step
-    weights = row_weights(moving, order) * (inside.to(fraction.dtype) / step**order).unsqueeze(1)
+    moving = moving_fraction(edge_length, knot, fraction, step)
+    weights = row_weights(moving, order) * ((knot >= 0).to(fraction.dtype) / step**order).unsqueeze(1)
     rows = knot.long().clamp_min(0).unsqueeze(1) + torch.arange(ROWS, device=knot.device)
     return torch.einsum("ur,urf->uf", weights, table.to(weights.dtype)[rows])
+
+
+def moving_fraction(edge_length: Tensor, knot: Tensor, fraction: Tensor, step: float) -> Tensor:
+    """The fraction as a function of the length, for autograd; nothing moves beyond the cutoff, where a length may be infinite."""
+    nothing = torch.where(knot >= 0, edge_length - edge_length.detach(), 0.0)
+    return fraction + nothing.to(fraction.dtype) / step
 
 
 def conv(c: Tensor | None, x: Tensor, weight: Tensor, unit_dst: Tensor, unit_src: Tensor, paired: bool) -> Tensor:
@@ -77,7 +83,7 @@ def knots(
     p = product(x, g, unit_dst, unit_src, paired)
     if c is not None:
         p = p * c.unsqueeze(1)
-    moving = fraction + (edge_length - edge_length.detach()).to(fraction.dtype) / step
+    moving = moving_fraction(edge_length, knot, fraction, step)
     weights = row_weights(moving, order) * ((knot >= 0).to(fraction.dtype) / step**order).unsqueeze(1)
     at = knot.long().clamp_min(0).unsqueeze(1) + torch.arange(ROWS, device=knot.device)
     return x.new_zeros(rows, x.shape[1]).index_add(0, at.flatten(), (weights.unsqueeze(2) * p.unsqueeze(1)).flatten(0, 1))
