@@ -131,6 +131,26 @@ def test_a_grid_found_by_measurement_keeps_its_promise(kind: str, basis: str, en
         assert relative_error(reference.filters(d, table, knot, fraction, grid.step, order), want[order]) < 2 * limit
 
 
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+@pytest.mark.parametrize(
+    ("dtype", "value", "slope"),
+    # half a unit in the last place of a coefficient is 2⁻⁹ or 2⁻¹² of it at most, about a third of that on average; a slope
+    # is a difference of coefficients over a step, and has five times the error
+    [(torch.bfloat16, 2e-3, 1e-2), (torch.float16, 3e-4, 1.3e-3)],
+    ids=str,
+)
+def test_the_error_of_tables_of_reduced_precision(kind: str, dtype: torch.dtype, value: float, slope: float) -> None:
+    spec, cut = BasisSpec("gaussian", 20, CUTOFF), EnvelopeSpec("cosine", CUTOFF)
+    network = _network(kind, size=20)
+    grid = TableBuilder(spec, cut).grid([network], dtype)
+    assert grid is not None
+    d = 0.7 + (CUTOFF - 0.7) * torch.rand(2000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    knot, fraction, _ = reference.place(d, grid.step, grid.knots)
+    table, want = tabulate(spec, network, cut, grid, dtype).double(), filter_jets(spec, network, cut, d, 1)
+    for order, limit in enumerate((value, slope)):
+        assert relative_error(reference.filters(d, table, knot, fraction, grid.step, order), want[order]) < limit
+
+
 @pytest.mark.parametrize("kind", ["mlp", "linear", "linear, bias outside"])
 def test_tables_of_several_networks_have_the_gradients_of_each(kind: str) -> None:
     spec, cut, grid = BasisSpec("gaussian", 30, CUTOFF), EnvelopeSpec("cosine", CUTOFF), SplineGrid(CUTOFF, 129)

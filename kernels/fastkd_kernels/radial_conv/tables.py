@@ -38,10 +38,12 @@ Network = FilterMLP | FilterLinear
 #: Numbers of knots that are tried, in this order.
 LADDER = (97, 129, 161, 193, 257, 321, 385, 513, 641, 769, 1025)
 #: Largest error of value and slope that a table may have, relative root mean squares over all distances. In float32 it is what evaluating a
-#: filter network itself in float32 costs (3e-7 and 6e-7 for SchNet's), times two; in float64 what the ladder's end can reach.
+#: filter network itself in float32 costs (3e-7 and 6e-7 for SchNet's), times two; in float64 what the ladder's end can reach; in half
+#: precision a tenth of what rounding the coefficients costs.
 LIMITS: dict[torch.dtype, tuple[float, float]] = {
     torch.float64: (1e-11, 1e-9),
     torch.float32: (3e-7, 1.5e-6),
+    torch.float16: (3e-5, 3e-4),
     torch.bfloat16: (1e-4, 1e-3),
 }
 #: No two atoms come nearer than this part of the cutoff; the ends of a spline are its worst places.
