@@ -89,9 +89,14 @@ def segments(index: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
         ValueError: on a CPU, if an index lies outside [0, num_segments). A GPU is not synchronised to look, and a tracer has no values.
     """
     ordered, order = torch.sort(index, stable=True)
-    if index.device.type == "cpu" and runs_directly((index,)) and index.numel():
-        low, high = int(ordered[0]), int(ordered[-1])
-        if low < 0 or high >= num_segments:
-            raise ValueError(f"index must lie in [0, {num_segments}), got values from {low} to {high}")
+    check_range(ordered[:: max(1, ordered.shape[0] - 1)], num_segments)
     # a binary search, because counting has an output whose size depends on the values
     return torch.searchsorted(ordered, torch.arange(num_segments + 1, device=index.device)), order
+
+
+def check_range(index: Tensor, num_segments: int) -> None:
+    """Raise ValueError if an index on a CPU lies outside [0, num_segments); a GPU is not synchronised, and a tracer has no values."""
+    if index.device.type == "cpu" and runs_directly((index,)) and index.numel():
+        low, high = (int(end) for end in torch.aminmax(index))
+        if low < 0 or high >= num_segments:
+            raise ValueError(f"index must lie in [0, {num_segments}), got values from {low} to {high}")

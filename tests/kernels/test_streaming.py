@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from fastkd_kernels import CSRGraph, cfconv, cpu, edge_to_node, edge_to_node_both, edge_to_node_vector
+from fastkd_kernels.cfconv import numba_launch
 from fastkd_kernels.testing import three_orders
 from torch import Tensor
 
@@ -50,6 +53,26 @@ def test_streamed_sums_have_the_bits_of_the_others(op: str, kind: str, monkeypat
     finally:
         torch.set_num_threads(threads)
     assert streamed == [True, False]
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["random", "hub"])
+def test_both_gradients_in_one_pass_have_the_bits_of_two(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, generator, runs, passes = _graph(kind), torch.Generator().manual_seed(2), [], []
+    x, weight, g = (torch.randn(rows, WIDTH, generator=generator) for rows in (NODES, EDGES, NODES))
+    real, threads = numba_launch.gradients, torch.get_num_threads()
+    monkeypatch.setattr(numba_launch, "gradients", lambda *args: passes.append(real(*args)) or passes[-1])
+    monkeypatch.setattr(cpu, "THREADED_WORK", 1)
+    try:
+        for beyond, number in itertools.product((0, 2**60), (1, 2)):
+            monkeypatch.setattr(cpu, "EDGES_BEYOND", beyond)
+            torch.set_num_threads(number)
+            leaves = x.requires_grad_(), weight.requires_grad_()
+            runs.append(torch.autograd.grad(cfconv(*leaves, graph, backend="numba"), leaves, g))
+    finally:
+        torch.set_num_threads(threads)
+    assert [found is not None for found in passes] == [True, True, False, False]
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 

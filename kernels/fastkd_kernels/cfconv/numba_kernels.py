@@ -34,6 +34,21 @@ def _cfconv_streamed(x, weight, src, dst, first, out):
                     row[f] += filter_row[f] * neighbour[f]
 
 
+def _gradients_streamed(grad, x, weight, src, dst, first, by_x, by_weight):
+    """Both gradients of `_cfconv` in one pass over the edges as they lie; runs of sources, see `cpu.streams`."""
+    for run in prange(first.size - 1):
+        low, high = first[run], first[run + 1]
+        by_x[low:high] = 0
+        for edge in range(src.size):
+            node = src[edge]
+            if low <= node < high:
+                g, own, filter_row, row, product = grad[dst[edge]], x[node], weight[edge], by_x[node], by_weight[edge]
+                for f in range(row.size):
+                    row[f] += filter_row[f] * g[f]
+                for f in range(row.size):
+                    product[f] = own[f] * g[f]
+
+
 def _edge_product(a, b, src, dst, out):
     for edge in prange(src.size):
         row, left, right = out[edge], a[dst[edge]], b[src[edge]]
@@ -64,6 +79,7 @@ def _pair_product(a, b, src, dst, pair_edges, out):
 
 cfconv = Kernel(_cfconv)
 cfconv_streamed = Kernel(_cfconv_streamed)
+gradients_streamed = Kernel(_gradients_streamed)
 edge_product = Kernel(_edge_product)
 paired_cfconv = Kernel(_paired_cfconv)
 pair_product = Kernel(_pair_product)

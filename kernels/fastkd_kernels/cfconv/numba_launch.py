@@ -29,6 +29,28 @@ def cfconv(
     return out
 
 
+def gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    edge_src: Tensor,
+    edge_dst: Tensor,
+    edge_ptr: Tensor,
+    edge_order: Tensor,
+    src_ptr: Tensor,
+    src_order: Tensor,
+) -> tuple[Tensor, Tensor] | None:
+    """Gradients of `cfconv` by x and weight in one pass, or None where two passes are better."""
+    by_x, by_weight = torch.empty(x.shape, dtype=x.dtype), torch.empty(weight.shape, dtype=weight.dtype)
+    inputs = arrays(grad, x, weight, edge_src, edge_dst)
+    ptr, order, sums, products = arrays(src_ptr, src_order, by_x, by_weight)
+    if not streams(order, inputs[2], sums):
+        return None
+    work = 2 * weight.numel()
+    numba_kernels.gradients_streamed(*inputs, shares(ptr, work), sums, products, work=work)
+    return by_x, by_weight
+
+
 def edge_product(a: Tensor, b: Tensor, edge_src: Tensor, edge_dst: Tensor, *rest: Tensor) -> Tensor:
     out = torch.empty(edge_src.shape[0], a.shape[1], dtype=a.dtype)
     numba_kernels.edge_product(*arrays(a, b, edge_src, edge_dst, out), work=out.numel())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import backends
@@ -142,6 +143,14 @@ _edge_product = backends.define_op(
 
 def _cfconv_backward(ctx: Any, grad: Tensor) -> Grads:
     x, weight, *graph = ctx.saved_tensors
+    once = ctx.rest == ("numba",) and all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()
+    if once and backends.runs_directly((grad, x, weight)):
+        # nothing is recorded, so that the two may be made in one pass
+        from .numba_launch import gradients
+
+        both = gradients(grad, x, weight, *graph)
+        if both is not None:
+            return (*both, *(None,) * 7)
     grad_x = _cfconv(grad, weight, *transpose(*graph), *ctx.rest) if ctx.needs_input_grad[0] else None
     grad_weight = _edge_product(grad, x, *graph, *ctx.rest) if ctx.needs_input_grad[1] else None
     return (grad_x, grad_weight, *(None,) * 7)

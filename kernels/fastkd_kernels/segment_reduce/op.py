@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..graph import segments
+from ..graph import check_range, segments
 from . import launch, reference
 
 Reduce = Literal["sum", "mean", "max", "min"]
@@ -84,13 +84,17 @@ def scatter_reduce(
             f"scatter_reduce needs index [{values.shape[0] if values.dim() else 'n'}] int64, got {list(index.shape)} {index.dtype}"
         )
     _check_values("scatter_reduce", values, index, reduce)
+    plain = reduce == "sum" and backends.plain_is_faster(backend, values)
+    if plain and csr is None:
+        check_range(index, num_segments)
+        return reference.segment_sum(values, index, num_segments, False)
     ptr, order = segments(index, num_segments) if csr is None else csr
     if ptr.shape != (num_segments + 1,) or order.shape != index.shape or ptr.device != index.device or order.device != index.device:
         raise ValueError(
             f"scatter_reduce needs csr = (ptr [{num_segments + 1}], order [{index.shape[0]}]) on {index.device}, "
             f"got {list(ptr.shape)} on {ptr.device} and {list(order.shape)} on {order.device}"
         )
-    if reduce == "sum" and csr is not None and backends.plain_is_faster(backend, values):
+    if plain:
         return reference.segment_sum(values, index, num_segments, False)
     return _reduce(values, ptr, order, index, reduce, backends.resolve(backend, values))
 
