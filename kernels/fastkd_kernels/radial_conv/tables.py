@@ -99,12 +99,12 @@ class _MLPTables(torch.autograd.Function):
         first, bias, second, last = (weights[number::4] for number in range(4))
         # the first layers of all networks are one product, and so is the step from values to coefficients
         z = torch.addmm(torch.cat(bias).double(), builder.basis, torch.cat(first).double().T)
-        hidden, slope = activation_with_slope(kind, z)
+        low = first[0].dtype
+        hidden, slope = activation_with_slope(kind, z, low)
         hidden.mul_(builder.cut)
         parts = torch.split(builder.solve @ hidden, [w.shape[0] for w in first], 1)
         smooth = builder.solve @ builder.cut
-        low = first[0].dtype
-        ctx.save_for_backward(slope.mul_(builder.cut).to(low), hidden.to(low), *second)
+        ctx.save_for_backward(slope.mul_(builder.cut), hidden.to(low), *second)
         ctx.builder, ctx.widths = builder, [w.shape[0] for w in first]
         return tuple(torch.addmm(smooth * b.double(), part, w.double().T).to(dtype) for part, w, b in zip(parts, second, last, strict=True))
 
@@ -124,12 +124,12 @@ class _MLPTables(torch.autograd.Function):
         return None, None, None, *(g for four in zip(g_first, g_bias, g_second, g_last, strict=True) for g in four)
 
 
-def activation_with_slope(kind: ActivationKind, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The activation and its slope, as fast as torch can make them."""
+def activation_with_slope(kind: ActivationKind, z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The activation in the dtype of z and its slope in ``dtype``, as fast as torch can make them."""
     if kind != "shifted_softplus":
         value, slope = activation_jets(kind, z, 1)
-        return value, slope
-    return torch.nn.functional.softplus(z, threshold=40).sub_(LOG_2), torch.sigmoid(z)
+        return value, slope.to(dtype)
+    return torch.nn.functional.softplus(z, threshold=40).sub_(LOG_2), torch.sigmoid(z.to(dtype))
 
 
 class _Rows(NamedTuple):
