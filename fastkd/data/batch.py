@@ -32,7 +32,9 @@ class NeighborGraph:
         """The two directed edges of each pair, or None if some edge has no reverse (a limit on neighbours cut it off)."""
         if 2 * self.pair_edge.shape[0] != self.num_edges:
             return None
-        return PairIndex(self.pair, torch.sort(self.pair, stable=True).indices.view(-1, 2))
+        # kept for whoever comes next, who may want gradients
+        with torch.inference_mode(False):
+            return PairIndex(self.pair, torch.sort(self.pair, stable=True).indices.view(-1, 2))
 
     def to(self, device: torch.device | str) -> NeighborGraph:
         """The same graph on another device."""

@@ -9,8 +9,12 @@ version, in the same order, so that the number of threads never changes a bit of
 
 from __future__ import annotations
 
+import hashlib
+import sys
 import types
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -35,8 +39,11 @@ class Kernel:
 
     def __init__(self, loop: Callable[..., None]) -> None:
         self.__doc__ = loop.__doc__
-        self._serial = numba.njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(_renamed(loop, "alone"))
-        self._threaded = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy", parallel=True)(_renamed(loop, "threaded"))
+        helpers = _helpers(loop)
+        self._serial = numba.njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(_renamed(loop, f"alone_{helpers}"))
+        self._threaded = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy", parallel=True)(
+            _renamed(loop, f"threaded_{helpers}")
+        )
 
     def __call__(self, *args: Any, work: int) -> None:
         """Run on arrays; ``work`` is the number of multiply-adds, which decides between the two versions."""
@@ -78,6 +85,37 @@ def _ascending(order):  # type: ignore[no-untyped-def]
         if order[k] != k:
             return False
     return True
+
+
+def _helpers(loop: Callable[..., None]) -> str:
+    """A digest of the other files of this package that the loop's file takes functions from, and of those that they take from.
+
+    numba's disk cache looks at the loop's own file alone: without this in the name, a kernel would go on with helpers as they were when it
+    was compiled.
+    """
+    package, first = __name__.split(".", maxsplit=1)[0], loop.__module__
+    modules: set[str] = set()
+    waiting = [first]
+    while waiting:
+        module = sys.modules[waiting.pop()]
+        named = {getattr(value, "__module__", None) for value in vars(module).values()} - modules
+        found = {name for name in named if isinstance(name, str) and name.split(".")[0] == package and name in sys.modules}
+        modules |= found
+        waiting += found
+    total = hashlib.sha256()
+    for name in sorted(modules - {first}):
+        total.update(name.encode() + _source(name))
+    for name, value in sorted(vars(sys.modules[first]).items()):
+        # constants of other files, which do not say where they are from
+        if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("__"):
+            total.update(f"{name} {value!r}".encode())
+    return total.hexdigest()[:12]
+
+
+@lru_cache(maxsize=64)
+def _source(module: str) -> bytes:
+    file = sys.modules[module].__file__
+    return Path(file).read_bytes() if file and Path(file).is_file() else b""
 
 
 def _renamed(function: Callable[..., None], suffix: str) -> Callable[..., None]:

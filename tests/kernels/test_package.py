@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import fastkd_kernels
 import pytest
@@ -123,3 +126,41 @@ def test_backends_that_cannot_run_are_errors(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "cuda")
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):
         fastkd_kernels.segment_reduce(torch.zeros(2), torch.tensor([0, 2]))
+
+
+_CACHED = """
+from fastkd_kernels.cpu import Kernel
+from .helpers import factor{constant}
+
+def _loop(out):
+    for n in range(out.size):
+        out[n] = factor(out[n]) * {name}
+
+loop = Kernel(_loop)
+"""
+_HELPERS = """
+import numba
+
+AMOUNT = {amount}
+
+@numba.njit
+def factor(x):
+    return {factor} * x
+"""
+
+
+def test_compiled_kernels_on_disk_follow_the_files_they_take_helpers_from(tmp_path):
+    """numba's own cache sees changes of the kernel's file alone."""
+    pytest.importorskip("numba")
+    shutil.copytree(Path(fastkd_kernels.__file__).parent, tmp_path / "fastkd_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    package = tmp_path / "fastkd_kernels" / "cached"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "numba_kernels.py").write_text(_CACHED.format(constant=", AMOUNT", name="AMOUNT"))
+    program = "import numpy; from fastkd_kernels.cached.numba_kernels import loop; a = numpy.ones(1); loop(a, work=0); print(a[0])"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    for amount, factor in ((1.0, 2.0), (1.0, 3.0), (5.0, 3.0)):
+        (package / "helpers.py").write_text(_HELPERS.format(amount=amount, factor=factor))
+        shutil.rmtree(package / "__pycache__", ignore_errors=True)
+        run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+        assert float(run.stdout) == amount * factor

@@ -32,6 +32,7 @@ from fastkd_kernels.registry import Shape
 from fastkd_kernels.testing import available_backends
 from fastkd_kernels.tolerances import relative_error
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 CUTOFF = 5.0
 BACKENDS = available_backends(torch.device("cpu"), torch.float64)
@@ -441,3 +442,44 @@ def test_nan_is_not_hidden_and_what_is_far_is_zero(backend: str, bad: float) -> 
     else:
         assert bool((y[0] == 0).all())
         assert float(gradient[1]) == 0
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+@pytest.mark.parametrize("first", ["inference", "symbolic", "fake", "real"])
+def test_a_table_does_not_remember_who_asked_first(kind: str, first: str) -> None:
+    """What all tables of a process share is an ordinary tensor, even if the first of them was made in inference mode or by a tracer."""
+    basis, envelope = BasisSpec("gaussian", 5, CUTOFF), EnvelopeSpec("cosine", CUTOFF)
+    # a grid that nobody else has
+    grid = SplineGrid(CUTOFF, 200 + 10 * ["inference", "symbolic", "fake", "real"].index(first) + (kind == "mlp"))
+    shapes = [(4, 5), (4,), (3, 4), (3,)] if kind == "mlp" else [(3, 5), (3,)]
+    weights = [torch.linspace(-1, 1, math.prod(shape)).reshape(shape).requires_grad_() for shape in shapes]
+
+    def table(*tensors: Tensor) -> Tensor:
+        return tabulate(basis, (FilterMLP if kind == "mlp" else FilterLinear)(*tensors), envelope, grid)
+
+    if first == "inference":
+        with torch.inference_mode():
+            found = table(*weights)
+    else:
+        found = make_fx(table, tracing_mode=first)(*(w.detach() for w in weights))(*weights)
+    again = table(*weights)
+    again.sum().backward()
+    assert torch.equal(again, found)
+    assert all(weight.grad is not None for weight in weights)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_is_not_taken_for_a_distance_beyond_the_cutoff_and_infinity_is(backend: str) -> None:
+    graph = CSRGraph.from_edges(torch.tensor([1, 2, 0]), torch.tensor([0, 1, 2]), 3)
+    length = torch.tensor([float("nan"), float("inf"), 1.0], dtype=torch.float64, requires_grad=True)
+    x, table = torch.randn(3, 2, dtype=torch.float64, requires_grad=True), torch.randn(GRID.rows, 2, dtype=torch.float64)
+    index = RadialIndex.from_lengths(length, GRID, graph, backend=backend)
+    assert index.knot.tolist()[:2] == [0, -1]
+    y = radial_conv(x, length, table, index)
+    assert y[0].isnan().all()
+    assert y[1].eq(0).all()
+    assert y[2].isfinite().all()
+    by_x, by_length = torch.autograd.grad(y[1:].sum(), (x, length))
+    assert by_length[1] == 0
+    assert by_length[2].isfinite()
+    assert by_x[2].eq(0).all()

@@ -96,6 +96,84 @@ def test_tables_of_frozen_weights_are_kept_until_the_weights_change(name):
     assert model.tables._kept is not kept
 
 
+def exact_energy(model, batch):
+    method, model.tables.method = model.tables.method, "exact"
+    with torch.no_grad():
+        energy = model(batch, forces=False).energy
+    model.tables.method = method
+    return energy
+
+
+def test_kept_tables_follow_weights_that_change_without_a_trace():
+    model, batch = model_of("schnet"), ethanol(4, 0, torch.float32)
+    model.requires_grad_(False)
+    for factor in (1.0, 1.3, 0.7):
+        for parameter in model.parameters():
+            parameter.data.mul_(factor)
+        assert relative(model(batch).energy, exact_energy(model, batch)) < 1e-5, factor
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, weight):
+        return weight * self.factor
+
+
+def test_kept_tables_follow_weights_that_live_for_one_call():
+    # each call computes its weights anew, and may find them where the last ones were
+    model, batch = model_of("schnet"), ethanol(4, 0, torch.float32)
+    for block in model.interactions:
+        torch.nn.utils.parametrize.register_parametrization(block.filter.second, "weight", Scaled())
+    with torch.no_grad():
+        for factor in (1.0, 1.3, 0.7, 1.1):
+            for block in model.interactions:
+                block.filter.second.parametrizations.weight[0].factor.fill_(factor)
+            assert relative(model(batch, forces=False).energy, exact_energy(model, batch)) < 1e-5, factor
+
+
+@pytest.mark.parametrize("factor", [30, 300])
+def test_frozen_weights_that_become_sharper_at_once_get_a_finer_grid(factor):
+    model, batch = model_of("schnet"), ethanol(4, 0, torch.float32)
+    model.requires_grad_(False)
+    model(batch)
+    with torch.no_grad():
+        for block in model.interactions:
+            block.filter.first.weight.mul_(factor)
+    forces = model(batch).forces
+    model.tables.method = "exact"
+    assert relative(forces, model(batch).forces) < 1e-4
+
+
+@each_model
+@pytest.mark.parametrize("frozen", [True, False])
+def test_tables_made_in_inference_mode_serve_forces(name, frozen):
+    model, batch = model_of(name), ethanol(4, 0, torch.float32)
+    model.requires_grad_(not frozen)
+    with torch.inference_mode():
+        model(batch, forces=False)
+    forces = model(batch).forces
+    assert torch.equal(forces, model_of(name)(ethanol(4, 0, torch.float32)).forces)
+
+
+def test_a_model_made_in_inference_mode():
+    batch = ethanol(4, 0, torch.float32)
+    with torch.inference_mode():
+        model = model_of("schnet")
+        energy = model(batch, forces=False).energy
+    assert torch.equal(energy, model_of("schnet")(batch).energy)
+
+
+def test_no_tables_for_dtypes_without_limits_nor_under_autocast():
+    model, batch = model_of("schnet", torch.float16), ethanol(3, 0, torch.float16)
+    assert torch.isfinite(model(batch).forces).all()
+    model, batch = model_of("schnet"), ethanol(3, 0, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.isfinite(model(batch).forces).all()
+
+
 @each_model
 def test_a_kept_table_is_not_copied_or_saved(name):
     model, batch = model_of(name), ethanol(2, 0, torch.float32)

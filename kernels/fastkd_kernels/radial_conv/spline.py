@@ -21,6 +21,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .remembered import remembered
+
 DEGREE = 7
 #: Rows of the table that a distance touches.
 ROWS = DEGREE + 1
@@ -85,7 +87,7 @@ def pieces(order: int) -> tuple[tuple[float, ...], ...]:
     return tuple(rows)
 
 
-@lru_cache(maxsize=32)
+@remembered(maxsize=32)
 def prefilter(knots: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
     """The linear map from values at the knots to coefficients, [knots + 6, knots]; made in float64."""
     rows = knots + EXTRA_ROWS

@@ -12,7 +12,6 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +30,7 @@ from ..radial_specs import (
     filter_jets,
 )
 from .reference import filters, place
+from .remembered import remembered
 from .spline import ROWS, SplineGrid, prefilter
 
 Network = FilterMLP | FilterLinear
@@ -55,14 +55,14 @@ REMEASURE = 2.0
 ESTIMATE_EVERY, READ_AFTER = 8, 4
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _basis_at(basis: BasisSpec, envelope: EnvelopeSpec, grid: SplineGrid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Basis [knots, K] and envelope [knots, 1] at the knots, float64; the envelope continued beyond the cutoff does not enter."""
     at = grid.positions(device=device)
     return basis_jets(basis, at, 0)[0], envelope_jets(envelope, at, 0, extend=True)[0].unsqueeze(-1)
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _linear_rows(basis: BasisSpec, envelope: EnvelopeSpec, grid: SplineGrid, smooth_bias: bool, device: torch.device) -> Tensor:
     """Coefficients of every basis function and of the bias's factor, [rows, K + 1]: a linear filter's table is one product with them."""
     value, cut = _basis_at(basis, envelope, grid, device)
@@ -228,6 +228,8 @@ class TableBuilder:
             found, estimate = self._read()
             if estimate > REMEASURE * self._estimates.get(found, float("inf")):
                 self._grids.pop(found, None)
+        if dtype not in LIMITS:
+            return None
         if dtype not in self._grids:
             self._grids[dtype] = self._choose(networks, dtype)
         return self._grids[dtype]
@@ -239,6 +241,16 @@ class TableBuilder:
             self._estimate(torch.cat([table.detach() for table in tables], 1), dtype)
         self._builds += 1
         return tables
+
+    def fits(self, tables: Sequence[Tensor], dtype: torch.dtype) -> bool:
+        """Whether tables made just now are as smooth as their grid was chosen for; if not, the next `grid` is another. Waits for a GPU.
+
+        For weights that may have changed all at once and whose tables will be kept: no later build would find out.
+        """
+        if not float(roughness(torch.cat(list(tables), 1))) > REMEASURE * self._estimates.get(dtype, float("inf")):
+            return True
+        self._grids.pop(dtype, None)
+        return False
 
     def reset(self) -> None:
         """Forget the grids: the weights have become others."""
