@@ -68,6 +68,7 @@ OPS: tuple[BenchOp, ...] = (
     BenchOp("radial_conv", _EDGES, _same_graph, first=(0, 1)),
     BenchOp("painn_radial", _EDGES, _same_graph, first=(0, 1, 2)),
     BenchOp("cfconv_exact", _EDGES, _same_graph, first=(0, 1)),
+    BenchOp("painn_exact", _EDGES, _same_graph, first=(0, 1, 2)),
     BenchOp("linear_cka", ("cka", "nodes", "small")),
     BenchOp("gated_edge_to_node", ("oc20", "gate", "small"), _same_graph),
     BenchOp("triplet_reduce", ("md", "qm9", "small")),

@@ -11,6 +11,7 @@ from .global_structure_loss.op import global_structure_loss
 from .graph import CSRGraph
 from .linear_cka.op import linear_cka
 from .local_structure_loss.op import edge_distance, local_structure_loss
+from .painn_exact.op import painn_message_exact
 from .painn_message.op import painn_message
 from .painn_radial.op import painn_radial
 from .painn_radial.radial import painn_message_radial
@@ -57,6 +58,7 @@ __all__ = [
     "local_structure_loss",
     "painn_context",
     "painn_message",
+    "painn_message_exact",
     "painn_message_radial",
     "painn_radial",
     "painn_update",

@@ -51,6 +51,7 @@ CEILINGS: tuple[Ceiling, ...] = (
     # sixteen weights of rows, a knot and a fraction, shared by all layers, are most of it
     Ceiling("radial_conv", lambda width: 16, lambda width: 40, first=(0, 1)),
     Ceiling("cfconv_exact", lambda width: 8, lambda width: 24, first=(0, 1)),
+    Ceiling("painn_exact", lambda width: 8, lambda width: 24, first=(0, 1, 2)),
     Ceiling("painn_radial", lambda width: 16, lambda width: 48, first=(0, 1, 2)),
 )
 

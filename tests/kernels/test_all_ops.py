@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -44,23 +44,33 @@ each_backend = pytest.mark.parametrize(
 )
 
 
-def _thorough() -> list[Any]:
-    """Each case on each backend; what takes long in Triton's interpreter is slow: variants of an op, and the op with most kernels."""
-    found = []
-    for case, backend in itertools.product(CASES, ("numba", "reference", "triton")):
-        marks = []
-        if backend == "triton":
-            marks = [
-                pytest.mark.triton,
-                pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter only"),
-            ]
-            if "[" in case.name or case.name == "painn_radial":
-                marks.append(pytest.mark.slow)
-        found.append(pytest.param(case, backend, id=f"{case.name}-{backend}", marks=marks))
-    return found
+def _first_of_its_operators(case: OpCase) -> bool:
+    return next(other for other in CASES if other.operators == case.operators) is case
 
 
-each_case_and_backend = pytest.mark.parametrize(("case", "backend"), _thorough())
+def _on(backend: str, *, quick: bool) -> list[Any]:
+    """Marks; what takes long in Triton's interpreter is slow."""
+    if backend != "triton":
+        return []
+    marks = [
+        pytest.mark.triton,
+        pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton runs here only with TRITON_INTERPRET=1"),
+    ]
+    return marks if quick else [*marks, pytest.mark.slow]
+
+
+def _params(backends: Sequence[str], quick: Callable[[OpCase], bool]) -> list[Any]:
+    pairs = itertools.product(CASES, backends)
+    return [pytest.param(c, b, id=f"{c.name}-{b}", marks=_on(b, quick=quick(c))) for c, b in pairs]
+
+
+BACKENDS = ("numba", "reference", "triton")
+# variants share the kernels of their op, and painn_radial and painn_exact have most kernels
+each_case_and_backend = pytest.mark.parametrize(
+    ("case", "backend"), _params(BACKENDS, lambda case: "[" not in case.name and case.name != "painn_radial")
+)
+each_op_and_backend = pytest.mark.parametrize(("case", "backend"), _params(BACKENDS, _first_of_its_operators))
+each_op_in_triton = pytest.mark.parametrize(("case", "backend"), _params(["triton"], _first_of_its_operators))
 
 
 @pytest.fixture
@@ -90,11 +100,9 @@ def test_three_orders_against_float64(case: OpCase, backend: str) -> None:
         assert found.ok, str(found)
 
 
-@pytest.mark.triton
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton runs here only with TRITON_INTERPRET=1")
-@each_case
-def test_bfloat16_in_triton(case: OpCase) -> None:
-    found = errors(case, Shape(5, 19, 33), torch.bfloat16, "triton")
+@each_op_in_triton
+def test_bfloat16_in_triton(case: OpCase, backend: str) -> None:
+    found = errors(case, Shape(5, 19, 33), torch.bfloat16, backend)
     assert found.ok, str(found)
 
 
@@ -155,10 +163,10 @@ def test_backward_twice_through_a_retained_graph(case: OpCase, backend: str) -> 
         torch.testing.assert_close(2 * a, b)
 
 
-@each_backend
-@each_case
+@each_op_and_backend
 def test_same_bits_twice(case: OpCase, backend: str) -> None:
-    made = sample(case, Shape(6, 80, 17), torch.float32)
+    # programs of the interpreter run one after the other anyway
+    made = sample(case, Shape(4, 20, 9) if backend == "triton" else Shape(6, 80, 17), torch.float32)
     runs = [three_orders(lambda *x: case.function(*x, *made.extra, backend=backend), made.inputs, torch.float32) for _ in range(2)]
     _assert_same_bits(*runs)
 

@@ -283,6 +283,9 @@ edge_vector = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [0, 2.0, 0], [0, -2.0, 0]
 for method in ("exact", "table"):
     message = painn_message_radial(torch.randn(3, 15), None, edge_vector, basis, linear, envelope, graph, method=method)
     assert message[1].shape == (3, 3, 5)
+length, towards = edge_vector.norm(dim=1), edge_vector / edge_vector.norm(dim=1, keepdim=True)
+message = painn_message_exact(torch.randn(3, 15), None, length, towards, basis, linear, envelope, graph)
+assert message[1].shape == (3, 3, 5)
 builder = TableBuilder(basis, envelope)
 grid = builder.grid([mlp], torch.float32)
 assert tabulate(basis, FilterLinear(torch.randn(5, 8), torch.randn(5)), envelope, grid).shape[1] == 5

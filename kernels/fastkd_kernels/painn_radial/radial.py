@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..cfconv.pairs import PairIndex
 from ..graph import CSRGraph
-from ..painn_message.op import painn_message
+from ..painn_exact.op import painn_message_exact
 from ..radial_conv.places import RadialIndex
 from ..radial_conv.radial import Method, choose_grid
 from ..radial_conv.spline import SplineGrid
 from ..radial_conv.tables import tabulate
-from ..radial_specs import BasisSpec, EnvelopeSpec, FilterLinear, filter_jets
+from ..radial_specs import BasisSpec, EnvelopeSpec, FilterLinear
 from .op import painn_radial
 
 
@@ -35,7 +35,7 @@ def painn_message_radial(
     grid: SplineGrid | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`painn_message` with the filter W(d) = C(d) (φ(d) weightᵀ + bias) of each edge; with a table nothing [n_edges, F] is made.
+    """`painn_message` with the filter W(d) = C(d) (φ(d) weightᵀ + bias) of each edge; nothing [n_edges, F] is made.
 
     Args:
         phi: node features after the message's perceptron, in blocks (scalar, direction, vector), [n_nodes, 3F].
@@ -47,8 +47,8 @@ def painn_message_radial(
         cutoff: C, the envelope; a number means a cosine up to there.
         graph: edges src → dst.
         pairs: which edges are each other's reverse, if all have one: filters are then found once for both.
-        method: ``table`` interpolates the filter between knots (`painn_radial`), ``exact`` stores it for every edge (`painn_message`);
-            ``auto`` takes the table if there are more distances than knots and the measured error is at rounding level. Its decision reads
+        method: ``table`` interpolates the filter between knots (`painn_radial`), ``exact`` makes it again in tiles of edges in every pass
+            (`painn_message_exact`); ``auto`` takes the table if there are more distances than knots and the measured error is at rounding level. Its decision reads
             a number back from a GPU; a model that calls often keeps a `TableBuilder` instead.
         grid: knots of the table; found by measurement if None.
         backend: ``triton``, ``numba`` or ``reference``; chosen by device and dtype if None.
@@ -75,19 +75,8 @@ def painn_message_radial(
         table = tabulate(basis, linear, envelope, chosen, phi.dtype)
         index = RadialIndex.from_lengths(length.detach(), chosen, graph, pairs, backend=backend)
         return painn_radial(phi, vector, length, direction, table, index)
-    weight = filter_jets(basis, linear, envelope, length, 0)[0].to(phi.dtype)
-    if pairs is not None:
-        weight, direction = _spread(weight, pairs), _spread(direction, pairs, turned=True)
-    return painn_message(phi, vector, weight, direction, graph, backend=backend)
-
-
-def _spread(per_pair: Tensor, pairs: PairIndex, *, turned: bool = False) -> Tensor:
-    """Per edge from per pair; the second edge of a pair gets the opposite if ``turned``."""
-    per_edge = per_pair[pairs.pair]
-    if not turned:
-        return per_edge
-    sign = per_edge.new_ones(per_edge.shape[0]).index_fill(0, pairs.pair_edges[:, 1], -1)
-    return per_edge * sign.unsqueeze(1)
+    exact = FilterLinear(linear.weight.to(phi.dtype), linear.bias.to(phi.dtype), linear.smooth_bias)
+    return painn_message_exact(phi, vector, length, direction, basis, exact, envelope, graph, pairs=pairs, backend=backend)
 
 
 __all__ = ["painn_message_radial"]

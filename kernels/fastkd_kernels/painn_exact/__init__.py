@@ -1,0 +1,1 @@
+"""PaiNN's message from distances, its filters made again in every pass."""
