@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["triton", "numba", "reference"]
 BACKENDS: tuple[Backend, ...] = ("triton", "numba", "reference")
-#: Numbers below which `plain_is_faster`.
-PLAIN_BELOW = 2**17
+#: Numbers below which `plain_is_faster`: for sums over edges, and for losses, which are matrix products at heart.
+PLAIN_BELOW, PLAIN_LOSS_BELOW = 2**17, 2**20
 ENVIRONMENT_VARIABLE = "FASTKD_BACKEND"
 
 _NUMBA_DTYPES = (torch.float32, torch.float64)
@@ -45,10 +45,18 @@ def installed(backend: Backend) -> bool:
     return _INSTALLED[backend]
 
 
-def plain_is_faster(backend: str | None, tensor: Tensor) -> bool:
-    """Whether to leave a sum that torch has itself to torch: on a CPU, for so little data that an operator's own Python outweighs it."""
-    small = tensor.numel() < PLAIN_BELOW and tensor.device.type == "cpu"
-    return small and backend is None and ENVIRONMENT_VARIABLE not in os.environ and runs_directly((tensor,))
+def plain_is_faster(backend: str | None, like: Tensor, numbers: int, below: int = PLAIN_BELOW) -> bool:
+    """Whether to leave to torch what it does as well: on a CPU, for so little data that a kernel saves less than an operator's Python takes.
+
+    Args:
+        backend: as the caller asked; a backend that is named, here or in the environment, is taken.
+        like: an input.
+        numbers: how many of them the largest tensor has that the plain form makes or reads.
+        below: how many are little.
+    """
+    if backend is not None or not 0 < numbers < below or not like.is_cpu:
+        return False
+    return like.dtype in _NUMBA_DTYPES and runs_directly((like,)) and ENVIRONMENT_VARIABLE not in os.environ
 
 
 def resolve(backend: str | None, tensor: Tensor) -> Backend:

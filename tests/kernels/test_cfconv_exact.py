@@ -306,7 +306,11 @@ def test_a_force_pass_makes_no_gradients_of_the_network(monkeypatch: pytest.Monk
     pairs, graph = random_pairs(Shape(6, 26, 5), torch.Generator().manual_seed(1))
     basis, envelope = BasisSpec("gaussian", 6, CUTOFF), EnvelopeSpec("cosine", CUTOFF)
     x, length = torch.randn(6, 5, dtype=torch.float64), 1 + torch.rand(pairs.num_pairs, dtype=torch.float64)
-    force_step(lambda x, d, n: cfconv_exact(x, d, basis, FilterMLP(*n), envelope, graph, pairs=pairs), x, length, random_network(6, 7, 5))
+
+    def conv(x: torch.Tensor, d: torch.Tensor, n: Any) -> torch.Tensor:
+        return cfconv_exact(x, d, basis, FilterMLP(*n), envelope, graph, pairs=pairs, backend="numba")
+
+    force_step(conv, x, length, random_network(6, 7, 5))
     # two layers: the force pass, which the first layer's features take no part in, and the loss
     assert asked[:2] == [[True, True, False, False, False, False], [False, True, False, False, False, False]]
     assert asked[2:] == [[True, False, True, True, True, True]] * 2
@@ -337,6 +341,8 @@ def test_pairs_give_what_edges_give() -> None:
     assert isinstance(pairs, PairIndex)
     x, length = torch.randn(7, 5, dtype=torch.float64), 0.5 + torch.rand(pairs.num_pairs, dtype=torch.float64)
     basis, envelope, network = BasisSpec("exp_normal", 6, CUTOFF), EnvelopeSpec("cosine", CUTOFF), random_network(6, 7, 5)
-    once = force_step(lambda x, d, n: cfconv_exact(x, d, basis, FilterMLP(*n), envelope, graph, pairs=pairs), x, length, network)
+    once = force_step(
+        lambda x, d, n: cfconv_exact(x, d, basis, FilterMLP(*n), envelope, graph, pairs=pairs, backend="numba"), x, length, network
+    )
     twice = force_step(lambda x, d, n: cfconv_exact(x, d[pairs.pair], basis, FilterMLP(*n), envelope, graph), x, length, network)
     assert_alike(once, twice)

@@ -300,9 +300,9 @@ def test_no_rows_no_channels_and_no_weight(backend: str, kind: Kind) -> None:
     assert not torch.autograd.grad(masked, weight)[0].any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_is_not_hidden(backend: str, kind: Kind) -> None:
+def test_nan_is_not_hidden(backend: str | None, kind: Kind) -> None:
     x, weight, bias, target = make(3, 2, 4)
     with torch.no_grad():
         target[1, 2] = float("nan")

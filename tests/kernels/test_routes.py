@@ -4,7 +4,7 @@ import pytest
 import torch
 from fastkd_kernels import CSRGraph, backends, cfconv
 from fastkd_kernels.registry import Shape, all_cases
-from fastkd_kernels.testing import sample, three_orders
+from fastkd_kernels.testing import errors, sample, three_orders
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,9 +18,30 @@ def test_both_routes_give_the_same_bits_at_three_orders(case, monkeypatch):
     found = []
     for direct in (True, False):
         monkeypatch.setattr(backends, "DIRECT", direct)
-        found.append(three_orders(lambda *x: case.function(*x, *made.extra), made.inputs, torch.float32))
+        found.append(three_orders(lambda *x: case.function(*x, *made.extra, backend="numba"), made.inputs, torch.float32))
     for ours, theirs in zip(*found, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_backend_chosen_for_small_input_is_right_at_three_orders(case, dtype):
+    for shape in (Shape(6, 31, 5), Shape(3, 0, 3)):
+        found = errors(case, shape, dtype, None)
+        assert found.ok, str(found)
+
+
+def test_small_input_is_left_to_torch_unless_a_backend_is_named(monkeypatch):
+    small = torch.randn(4, 3)
+    few, many = small.numel(), backends.PLAIN_BELOW
+    assert backends.plain_is_faster(None, small, few)
+    assert not backends.plain_is_faster(None, small, many)
+    assert not backends.plain_is_faster("numba", small, few)
+    assert not backends.plain_is_faster(None, small.half(), few)
+    with Recorder():
+        assert not backends.plain_is_faster(None, small, few)
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "numba")
+    assert not backends.plain_is_faster(None, small, few)
 
 
 class Recorder(TorchDispatchMode):

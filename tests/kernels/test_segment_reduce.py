@@ -206,6 +206,18 @@ def test_mistakes_are_named():
         segment_reduce(values, ptr, backend="cuda")
 
 
+@pytest.mark.parametrize("backend", [None, "numba"])
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+def test_indices_out_of_range_are_named(backend, reduce):
+    values = torch.zeros(5, 2)
+    for wrong in ([0, 1, 3, 0, 0], [0, -1, 0, 0, 0]):
+        with pytest.raises(ValueError, match=r"index must lie in \[0, 2\)"):
+            scatter_reduce(values, torch.tensor(wrong), 2, reduce, backend=backend)
+    for wrong in ([0, 4], [1, 5], [1, 6], [0, 6], [0, 3, 2, 5]):
+        with pytest.raises(ValueError, match="ptr must rise from 0 to the number of rows, 5"):
+            segment_reduce(values, torch.tensor(wrong), reduce, backend=backend)
+
+
 @pytest.mark.parametrize(("number", "power"), [(0, 1), (1, 1), (2, 2), (3, 4), (128, 128), (129, 256)])
 def test_next_power_of_two(number, power):
     assert next_power_of_two(number) == power

@@ -46,7 +46,8 @@ def cfconv_exact(
 
     Basis, network and cutoff are computed again in every pass, in tiles, so that the only edge-sized tensors are scalars: lengths and
     their gradients. That holds for the value, its gradient, and the gradient of that by nodes and lengths (a loss on forces). Third
-    and higher derivatives, and derivatives of the network's gradients, make [n_edges, F] tensors in plain torch.
+    and higher derivatives, and derivatives of the network's gradients, make [n_edges, F] tensors in plain torch. So does everything on
+    a CPU where these have less than 2¹⁷ numbers and no backend is named.
 
     Args:
         x: node features, [n_nodes, F].
@@ -69,6 +70,8 @@ def cfconv_exact(
     """
     tensors = (x, edge_length, *mlp[:4])
     _check(tensors, basis, graph, pairs)
+    if backends.plain_is_faster(backend, x, graph.num_edges * x.shape[1]):
+        return reference.cfconv_exact(x, edge_length, basis, mlp, envelope, graph, None if pairs is None else pairs.pair)
     unit = (*graph.tensors, None if pairs is None else pairs.pair_edges)
     output: Tensor = _value(*tensors, *unit, basis.code, envelope.code, mlp.activation, backends.resolve(backend, x))
     return output

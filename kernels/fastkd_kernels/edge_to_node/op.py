@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import backends
 from ..graph import CSRGraph
-from ..segment_reduce.op import segment_gather, segment_sum
+from ..segment_reduce.op import plain_sum, segment_gather, segment_sum
 from . import launch, reference
 
 Pair = tuple[Tensor, Tensor]
@@ -40,8 +40,8 @@ def edge_to_node(edge: Tensor, graph: CSRGraph, *, backend: str | None = None) -
     distillation, NeurIPS 2023.
     """
     _check("edge_to_node", edge, None, graph)
-    if backends.plain_is_faster(backend, edge):
-        return reference.edge_to_node(edge, graph.edge_dst, graph.num_nodes)
+    if backends.plain_is_faster(backend, edge, edge.numel()):
+        return plain_sum(edge, graph.edge_dst, graph.num_nodes)
     total: Tensor = segment_sum(edge, graph.edge_ptr, graph.edge_order, graph.edge_dst, False, backends.resolve(backend, edge))
     return total
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .. import backends, blas
-from ..edge_to_node.op import sum_vector
+from ..edge_to_node.op import edge_to_node, edge_to_node_vector, sum_vector
 from ..graph import CSRGraph
 from ..projected_loss import reference as projection
 from ..projected_loss.kinds import KINDS, Kind, accumulator
@@ -41,6 +41,7 @@ def edge_to_node_loss(
     """Mean of ρ(x · weightᵀ + bias − Σ_{e → i} teacher_edge_e) over nodes and channels; the teacher's sum [N, D] is never stored.
 
     The same as `edge_to_node` followed by `projected_loss`. With ``node_weight`` w it is Σ_i w_i Σ_c ρ(r_ic) / (D · Σ_i w_i).
+    On a CPU, where N · D is less than 2²⁰ and no backend is named, it is just these two, which are faster, and the sum is stored.
 
     Args:
         x: the student's node features, [N, C].
@@ -65,7 +66,12 @@ def edge_to_node_loss(
     distillation, NeurIPS 2023.
     """
     _check("edge_to_node_loss", "N", x, weight, bias, teacher_edge, None, graph, kind, node_weight, reduce)
-    chosen, mean = backends.resolve(backend, x), reduce == "mean"
+    mean = reduce == "mean"
+    if backends.plain_is_faster(backend, x, graph.num_nodes * weight.shape[0], backends.PLAIN_LOSS_BELOW):
+        goal = edge_to_node(teacher_edge, graph)
+        goal = goal * reference.row_scale(graph.edge_ptr, goal) if mean else goal
+        return projection.projected_loss(x, weight, bias, goal, kind, node_weight)
+    chosen = backends.resolve(backend, x)
     rows = edge_to_node_rows(x, weight, bias, teacher_edge, None, *_incoming(graph), mean, kind, chosen)
     return weighted_mean(rows, node_weight, weight.shape[0])
 
@@ -85,7 +91,8 @@ def edge_to_node_vector_loss(
     """Mean of ρ(v · weightᵀ − Σ_{e → i} direction_e ⊗ teacher_edge_e) over nodes, axes and channels; nothing [N, 3, D] is stored.
 
     The same as `edge_to_node_vector` followed by `vector_loss`: the projection mixes channels only and has no bias, so the loss is
-    invariant under a common rotation of ``v`` and ``direction`` for ``mse``.
+    invariant under a common rotation of ``v`` and ``direction`` for ``mse``. As in `edge_to_node_loss`, on a CPU it is just these two where
+    3 · N · D is less than 2²⁰.
 
     Args:
         v: the student's vector features, [N, 3, C].
@@ -110,8 +117,13 @@ def edge_to_node_vector_loss(
     """
     _check("edge_to_node_vector_loss", "N, 3", v, weight, None, teacher_edge, direction, graph, kind, node_weight, reduce)
     (nodes, _, channels), width, mean = v.shape, weight.shape[0], reduce == "mean"
-    chosen = backends.resolve(backend, v)
     x = v.reshape(3 * nodes, channels)
+    if backends.plain_is_faster(backend, v, 3 * nodes * width, backends.PLAIN_LOSS_BELOW):
+        goal = edge_to_node_vector(teacher_edge, direction, graph).view(3 * nodes, width)
+        goal = goal * reference.row_scale(graph.edge_ptr, goal) if mean else goal
+        row_weight = None if node_weight is None else node_weight.repeat_interleave(3)
+        return projection.projected_loss(x, weight, None, goal, kind, row_weight)
+    chosen = backends.resolve(backend, v)
     rows = edge_to_node_rows(x, weight, None, teacher_edge, direction, *_incoming(graph), mean, kind, chosen)
     return weighted_mean(rows.view(nodes, 3).sum(1), node_weight, 3 * width)
 

@@ -42,6 +42,8 @@ def gated_edge_to_node(edge: Tensor, basis: Tensor, weight: Tensor, graph: CSRGr
     Source: atom update block of GemNet, Gasteiger, Becker and Günnemann, NeurIPS 2021, and of GemNet-OC, TMLR 2022.
     """
     _check(edge, basis, weight, graph)
+    if backends.plain_is_faster(backend, edge, edge.numel()):
+        return reference.gated_edge_to_node(edge, basis, weight, graph.edge_dst, graph.num_nodes)
     total: Tensor = _sum(edge, basis, weight, graph.edge_dst, graph.edge_ptr, graph.edge_order, backends.resolve(backend, edge))
     return total
 

@@ -16,7 +16,7 @@ from ..cpu import arrays
 from .numba_kernels import column_means_kernel, subtract_means_kernel
 
 #: Numbers of a centred tile: 1 MB of float32. BLAS sums its rows one after the other, and wants many.
-TILE_ELEMENTS = 262_144
+TILE_ELEMENTS = 524288
 TILE_ROWS = 2048
 
 

@@ -46,6 +46,9 @@ def linear_cka(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
     if not fits or not x.is_floating_point():
         got = ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype} on {tensor.device}" for name, tensor in (("x", x), ("y", y)))
         raise ValueError(f"linear_cka needs x [N, C] and y [N, D] of one floating dtype on one device, got {got}")
+    recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    if not recorded and backends.plain_is_faster(backend, x, x.numel() + y.numel()):
+        return reference.linear_cka(x, y)
     return reference.alignment(*centred_grams(x, y, backends.resolve(backend, x))).to(accumulator(x))
 
 

@@ -38,6 +38,8 @@ def projected_loss(
     With ``node_weight`` w the mean over rows is weighted: Σ_i w_i Σ_c ρ(r_ic) / (D · Σ_i w_i). It does not change when w is scaled,
     and a row of weight 0 takes no part, in the loss or in its gradients (as long as its numbers are finite).
 
+    On a CPU, where N · D is less than 2²⁰ and no backend is named, plain torch is as fast, runs instead, and stores both.
+
     Args:
         x: features to project, [N, C].
         weight: of the projection, as in `torch.nn.Linear`, [D, C].
@@ -58,6 +60,8 @@ def projected_loss(
     distillation, NeurIPS 2023.
     """
     check("projected_loss", "N", x, weight, bias, target, kind, node_weight)
+    if backends.plain_is_faster(backend, target, target.numel(), backends.PLAIN_LOSS_BELOW):
+        return reference.projected_loss(x, weight, bias, target, kind, node_weight)
     rows = projected_rows(x, weight, bias, target, kind, backends.resolve(backend, x))
     return weighted_mean(rows, node_weight, target.shape[1])
 

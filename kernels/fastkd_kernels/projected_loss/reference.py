@@ -30,7 +30,8 @@ def row_losses(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, k
     residual = _residual(x, weight, bias, target)
     if kind == "mse":
         return residual.square().sum(1)
-    size = residual.abs()
+    # as `Tensor.abs`, but with the gradient NaN where the residual is
+    size = residual * _slope(residual.detach(), "mae")
     return (size if kind == "mae" else torch.where(size <= 1, residual.square() / 2, size - 0.5)).sum(1)
 
 

@@ -23,6 +23,7 @@ from . import launch, reference
 
 Reduce = Literal["sum", "mean", "max", "min"]
 REDUCTIONS: tuple[Reduce, ...] = ("sum", "mean", "max", "min")
+_SUMS = ("sum", "mean")
 
 
 def segment_reduce(values: Tensor, ptr: Tensor, reduce: Reduce = "sum", *, backend: str | None = None) -> Tensor:
@@ -47,6 +48,8 @@ def segment_reduce(values: Tensor, ptr: Tensor, reduce: Reduce = "sum", *, backe
     if ptr.dim() != 1 or ptr.shape[0] == 0 or ptr.dtype != torch.int64:
         raise ValueError(f"segment_reduce needs ptr [m + 1] int64, got {list(ptr.shape)} {ptr.dtype}")
     _check_values("segment_reduce", values, ptr, reduce)
+    if reduce in _SUMS and backends.plain_is_faster(backend, values, values.numel()):
+        return plain_sum(values, _checked_segment_index(ptr, values.shape[0]), ptr.shape[0] - 1, reduce == "mean")
     return _reduce(values, ptr, None, None, reduce, backends.resolve(backend, values))
 
 
@@ -84,10 +87,13 @@ def scatter_reduce(
             f"scatter_reduce needs index [{values.shape[0] if values.dim() else 'n'}] int64, got {list(index.shape)} {index.dtype}"
         )
     _check_values("scatter_reduce", values, index, reduce)
-    plain = reduce == "sum" and backends.plain_is_faster(backend, values)
+    plain = reduce in _SUMS and backends.plain_is_faster(backend, values, values.numel())
     if plain and csr is None:
-        check_range(index, num_segments)
-        return reference.segment_sum(values, index, num_segments, False)
+        try:
+            return plain_sum(values, index, num_segments, reduce == "mean")
+        except (IndexError, RuntimeError):
+            check_range(index, num_segments)
+            raise
     ptr, order = segments(index, num_segments) if csr is None else csr
     if ptr.shape != (num_segments + 1,) or order.shape != index.shape or ptr.device != index.device or order.device != index.device:
         raise ValueError(
@@ -95,8 +101,27 @@ def scatter_reduce(
             f"got {list(ptr.shape)} on {ptr.device} and {list(order.shape)} on {order.device}"
         )
     if plain:
-        return reference.segment_sum(values, index, num_segments, False)
+        return plain_sum(values, index, num_segments, reduce == "mean")
     return _reduce(values, ptr, order, index, reduce, backends.resolve(backend, values))
+
+
+def _checked_segment_index(ptr: Tensor, rows: int) -> Tensor:
+    """As `reference.segment_index`; what torch does not refuse by itself is looked at here, as on small input every call counts."""
+    try:
+        index = torch.repeat_interleave(ptr[1:] - ptr[:-1], output_size=rows)
+    except RuntimeError:
+        launch.check_ptr(ptr, rows)
+        raise
+    if ptr[0].item():
+        launch.check_ptr(ptr, rows)
+    return index
+
+
+def plain_sum(values: Tensor, index: Tensor, num_segments: int, mean: bool = False) -> Tensor:
+    """The sum or mean by torch's own operators, for float32 and float64 where `backends.plain_is_faster`: [n, …] → [m, …]."""
+    if mean:
+        return reference.segment_sum(values, index, num_segments, True)
+    return values.new_zeros(num_segments, *values.shape[1:]).index_add_(0, index, values)
 
 
 def _check_values(function: str, values: Tensor, index: Tensor, reduce: str) -> None:
@@ -109,7 +134,7 @@ def _check_values(function: str, values: Tensor, index: Tensor, reduce: str) -> 
 
 
 def _reduce(values: Tensor, ptr: Tensor, order: Tensor | None, index: Tensor | None, reduce: str, backend: str) -> Tensor:
-    if reduce in ("sum", "mean"):
+    if reduce in _SUMS:
         total: Tensor = segment_sum(values, ptr, order, index, reduce == "mean", backend)
         return total
     best: Tensor = segment_extremum(values, ptr, order, index, reduce == "max", backend)[0]

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import backends
 from ..projected_loss.kinds import Kind
 from ..projected_loss.op import check, projected_rows, weighted_mean
+from . import reference
 
 
 def vector_loss(
@@ -20,6 +21,8 @@ def vector_loss(
 
     The projection mixes channels only, the same way on each axis and without a bias, so it commutes with rotations. The loss itself is
     invariant under a common rotation of ``v`` and ``target`` for ``mse``; ``mae`` and ``huber`` act on components.
+
+    On a CPU, where 3 · N · D is less than 2²⁰ and no backend is named, plain torch is as fast, runs instead, and stores both.
 
     Args:
         v: vector features, [N, 3, C].
@@ -40,6 +43,8 @@ def vector_loss(
     distillation, NeurIPS 2023.
     """
     check("vector_loss", "N, 3", v, weight, None, target, kind, node_weight)
+    if backends.plain_is_faster(backend, target, target.numel(), backends.PLAIN_LOSS_BELOW):
+        return reference.vector_loss(v, weight, target, kind, node_weight)
     nodes, (width, channels) = v.shape[0], weight.shape
     chosen = backends.resolve(backend, v)
     rows = projected_rows(v.reshape(3 * nodes, channels), weight, None, target.reshape(3 * nodes, width), kind, chosen)
