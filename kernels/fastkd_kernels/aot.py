@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -20,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -204,15 +207,42 @@ def _run(*command: str) -> str:
 
 
 def compile_all(
-    kernels: Iterable[AotKernel], targets: Sequence[str], report: Callable[[Result], None] = lambda result: None
+    kernels: Iterable[AotKernel], targets: Sequence[str], report: Callable[[Result], None] = lambda result: None, jobs: int = 1
 ) -> list[Result]:
-    """Each kernel for each target; ``report`` sees each result as it comes."""
+    """Each kernel for each target; ``report`` sees each result as it comes, in order, from ``jobs`` processes."""
+    tasks = [(kernel, target) for kernel in kernels for target in targets]
     results = []
-    for kernel in kernels:
-        for target in targets:
-            results.append(compile_kernel(kernel, target))
-            report(results[-1])
+    with _pool(tasks, jobs) as results_in_order:
+        for result in results_in_order:
+            results.append(result)
+            report(result)
     return results
+
+
+#: What forked processes find: kernels hold functions, which cannot be sent.
+_TASKS: list[tuple[AotKernel, str]] = []
+
+
+def _compile_task(number: int) -> Result:
+    return compile_kernel(*_TASKS[number])
+
+
+@contextmanager
+def _pool(tasks: list[tuple[AotKernel, str]], jobs: int) -> Iterator[Iterator[Result]]:
+    """Results of the tasks in their order."""
+    if jobs == 1 or len(tasks) < 2 * jobs:
+        yield (compile_kernel(*task) for task in tasks)
+        return
+    _TASKS[:] = tasks
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+            yield pool.map(_compile_task, range(len(tasks)))
+    except BrokenProcessPool:
+        raise CompilerError(
+            "a compiling process died, for want of memory perhaps; run again with --jobs 1 to see at which kernel"
+        ) from None
+    finally:
+        _TASKS.clear()
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -222,7 +252,7 @@ def summary(results: Sequence[Result]) -> str:
     open_spills = sum(result.failed for result in spilling)
     seconds = sum(result.seconds for result in results)
     return (
-        f"{len(results)} compilations in {seconds:.0f} s: {failed} failed, {len(spilling)} with spills, "
+        f"{len(results)} compilations of {seconds:.0f} s in all: {failed} failed, {len(spilling)} with spills, "
         f"{open_spills} of these without a stated reason"
     )
 
@@ -233,9 +263,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--targets", nargs="+", default=TARGETS, metavar="NAME", help=f"default: {' '.join(TARGETS)}")
     parser.add_argument("--only", metavar="NAME", help="kernels whose name contains this")
+    parser.add_argument("--jobs", type=_positive, default=_cores(), metavar="N", help="processes (default: one a core, %(default)s here)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep Triton's cache there (default: a temporary folder)")
     return parser
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def _print_row(width: int, result: Result) -> None:
@@ -265,8 +306,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     width = max(len(kernel.name) for kernel in kernels)
     print(f"triton {triton.__version__}; shared memory and binary in bytes, spills in bytes a thread")
     print(f"{'kernel':<{width}}  {'target':<7}{'registers':>9}{'shared':>9}{'spills':>8}{'binary':>9}{'seconds':>9}")
-    with cache_directory(arguments.cache_dir):
-        results = compile_all(kernels, arguments.targets, lambda result: _print_row(width, result))
+    try:
+        with cache_directory(arguments.cache_dir):
+            results = compile_all(kernels, arguments.targets, lambda result: _print_row(width, result), arguments.jobs)
+    except CompilerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(summary(results))
     if arguments.json is not None:
         content = {"triton": triton.__version__, "results": [asdict(result) for result in results]}

@@ -1,6 +1,7 @@
 """The ahead-of-time compiler: what it reads from compilers, what it refuses, and that kernels compile."""
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import triton.language as tl  # noqa: E402 - after the check that triton is ther
 from fastkd_kernels import aot  # noqa: E402
 from fastkd_kernels.registry import AotKernel, all_kernels  # noqa: E402
 
-needs_compiler = pytest.mark.skipif("TRITON_INTERPRET" in __import__("os").environ, reason="the interpreter does not compile")
+needs_compiler = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter does not compile")
 
 
 @triton.jit
@@ -150,6 +151,26 @@ def test_our_kernels_compile(name):
     (kernel,) = (kernel for kernel in all_kernels() if kernel.name == name)
     for result in aot.compile_all([kernel], ["sm_90", "gfx942"]):
         assert not result.failed, result
+
+
+@needs_compiler
+def test_several_processes_give_the_same_results_in_the_same_order():
+    kernels = [kernel for kernel in all_kernels() if kernel.name.startswith("node_to_edge")][:2]
+    targets = ["sm_90", "gfx942"]
+    seen = []
+    for jobs in (1, 2):
+        results = aot.compile_all(kernels, targets, seen.append, jobs)
+        assert [(result.kernel, result.target) for result in results] == [(kernel.name, target) for kernel in kernels for target in targets]
+    alone, together = ([replace(result, seconds=0.0) for result in half] for half in (seen[:4], seen[4:]))
+    assert alone == together
+
+
+@needs_compiler
+def test_a_compiling_process_that_dies_is_an_error_with_advice(monkeypatch):
+    monkeypatch.setattr(aot, "compile_kernel", lambda *task: os._exit(1))
+    kernels = list(all_kernels())[:4]
+    with pytest.raises(aot.CompilerError, match="--jobs 1"):
+        aot.compile_all(kernels, ["sm_90"], jobs=2)
 
 
 @needs_compiler
