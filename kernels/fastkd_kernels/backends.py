@@ -56,7 +56,9 @@ def plain_is_faster(backend: str | None, like: Tensor, numbers: int, below: int 
     """
     if backend is not None or not 0 < numbers < below or not like.is_cpu:
         return False
-    return like.dtype in _NUMBA_DTYPES and runs_directly((like,)) and ENVIRONMENT_VARIABLE not in os.environ
+    # operators keep their precision under autocast, plain torch would not
+    exact = like.dtype in _NUMBA_DTYPES and not torch.is_autocast_enabled("cpu")
+    return exact and runs_directly((like,)) and ENVIRONMENT_VARIABLE not in os.environ
 
 
 def resolve(backend: str | None, tensor: Tensor) -> Backend:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fastkd_kernels import CSRGraph, backends, cfconv
+from fastkd_kernels import CSRGraph, backends, cfconv, projected_loss
 from fastkd_kernels.registry import Shape, all_cases
 from fastkd_kernels.testing import errors, sample, three_orders
 from torch.autograd import forward_ad
@@ -40,8 +40,18 @@ def test_small_input_is_left_to_torch_unless_a_backend_is_named(monkeypatch):
     assert not backends.plain_is_faster(None, small.half(), few)
     with Recorder():
         assert not backends.plain_is_faster(None, small, few)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not backends.plain_is_faster(None, small, few)
     monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "numba")
     assert not backends.plain_is_faster(None, small, few)
+
+
+def test_autocast_leaves_the_loss_of_small_features_in_float32():
+    x, weight, target = torch.randn(9, 5), torch.randn(4, 5), torch.randn(9, 4)
+    want = projected_loss(x, weight, None, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ weight.T).dtype == torch.bfloat16
+        torch.testing.assert_close(projected_loss(x, weight, None, target), want)
 
 
 class Recorder(TorchDispatchMode):
