@@ -26,7 +26,7 @@ from .radial_conv.tables import TableBuilder, tabulate
 from .radial_specs import BasisSpec, EnvelopeSpec, FilterLinear, FilterMLP
 from .segment_reduce.op import scatter_reduce, segment_reduce
 from .segment_softmax.op import scatter_log_softmax, scatter_softmax, segment_log_softmax, segment_softmax
-from .triplet_reduce.op import triplet_reduce
+from .triplet_reduce.op import triplet_contract, triplet_reduce
 from .triplet_reduce.triplets import TripletIndex
 from .vector_geometric_loss.op import vector_geometric_loss
 from .vector_loss.op import vector_loss
@@ -76,6 +76,7 @@ __all__ = [
     "segment_reduce",
     "segment_softmax",
     "tabulate",
+    "triplet_contract",
     "triplet_reduce",
     "vector_geometric_loss",
     "vector_loss",

@@ -8,7 +8,7 @@ import torch
 from fastkd_kernels import CSRGraph, cfconv, cpu
 from fastkd_kernels.tolerances import TOLERANCES, relative_error
 from fastkd_kernels.triplet_reduce import reference
-from fastkd_kernels.triplet_reduce.op import triplet_reduce
+from fastkd_kernels.triplet_reduce.op import triplet_contract, triplet_reduce
 from fastkd_kernels.triplet_reduce.triplets import TripletIndex
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -248,3 +248,34 @@ def test_mistakes_are_named():
         triplet_reduce(edge, angular.float(), triplets)
     with pytest.raises(ValueError, match=r"torch.int64"):
         triplet_reduce(edge.detach().long(), angular.detach().long(), triplets)
+
+
+@each_backend
+def test_contraction_makes_dimenet_pps_basis_superfluous(backend):
+    """Σ_t (R_in W)∘Y_t ∘ x_in with everything made per triplet, as in the reference, against rows of the input edges."""
+    (edge, angular), triplets = make(width=5)
+    generator = torch.Generator().manual_seed(1)
+    radial = torch.randn(6, 7, 3, dtype=torch.float64, generator=generator)
+    weight = torch.randn(5, 7, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    filters = torch.einsum("tln,tl,dln->td", radial[triplets.edge_in], angular, weight)
+    want = edge.new_zeros(5, 5).index_add(0, triplets.edge_out, filters * edge[triplets.edge_in])
+    rows = torch.einsum("eln,dln->eld", radial, weight) * edge[:, None]
+    got = triplet_contract(rows, angular, triplets, backend=backend)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    inputs = (edge, angular, weight)
+    for ours, theirs in zip(nested_gradients(got, inputs, 2), nested_gradients(want, inputs, 2), strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_mistakes_of_a_contraction_are_named():
+    (_, angular), triplets = make()
+    rows = torch.randn(6, 7, 4, dtype=torch.float64)
+    for edge, basis, message in (
+        (rows[:5], angular, r"edge \[6, S, D\] and angular \[30, S\].*got edge \[5, 7, 4\]"),
+        (rows[:, :3], angular, r"edge \[6, 3, 4\].*angular \[30, 7\]"),
+        (rows[:, :, 0], angular, r"got edge \[6, 7\]"),
+        (rows.float(), angular, r"torch\.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            triplet_contract(edge, basis, triplets)

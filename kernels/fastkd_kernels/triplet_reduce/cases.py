@@ -1,4 +1,4 @@
-"""How the checks call the reduction over triplets on random input, and how its Triton kernels are specialised."""
+"""How the checks call the sums over triplets on random input, and how its Triton kernels are specialised."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..registry import AotKernel, OpCase, Sample, Shape, random_tensor
 from . import reference
-from .op import triplet_reduce
+from .op import triplet_contract, triplet_reduce
 from .tiles import pair_tile, reduce_tile
 from .triplets import TripletIndex
 
@@ -32,9 +32,23 @@ def _sample(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Sam
     return Sample((edge, angular), (TripletIndex.from_triplets(edge_in, edge_out, num_out, num_in=num_in),))
 
 
+def _contract_reference(edge: Tensor, angular: Tensor, triplets: TripletIndex) -> Tensor:
+    return reference.triplet_pull(edge, angular, triplets.edge_out, triplets.edge_in, triplets.num_out)
+
+
+def _contract_sample(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Sample:
+    reduced = _sample(shape, dtype, generator)
+    (triplets,) = reduced.extra
+    edge = random_tensor(triplets.num_in, BASIS, shape.width, dtype=dtype, generator=generator)
+    return Sample((edge, reduced.inputs[1]), (triplets,))
+
+
 _OPERATORS = ("triplet_reduce", "triplet_pull", "triplet_dot", "triplet_gradients")
 
-CASES = (OpCase("triplet_reduce", triplet_reduce, _reference, _sample, _OPERATORS),)
+CASES = (
+    OpCase("triplet_reduce", triplet_reduce, _reference, _sample, _OPERATORS),
+    OpCase("triplet_contract", triplet_contract, _contract_reference, _contract_sample, _OPERATORS),
+)
 
 
 def _load(name: str) -> Callable[[], Any]:

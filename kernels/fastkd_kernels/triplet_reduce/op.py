@@ -60,6 +60,44 @@ def triplet_reduce(edge: Tensor, angular: Tensor, triplets: TripletIndex, *, bac
     return total
 
 
+def triplet_contract(edge: Tensor, angular: Tensor, triplets: TripletIndex, *, backend: str | None = None) -> Tensor:
+    """Sum over the triplets into each output edge the input edge's S rows, each weighted by the triplet's angular basis.
+
+    The other half of `triplet_reduce`: there a sum has S rows for each output edge, here each input edge brings S rows of its own. DimeNet's
+    spherical basis, a product of a part of the input edge and an angular part, is of this kind.
+
+    Args:
+        edge: rows of the input edges, [E_in, S, D], any floating dtype.
+        angular: basis of each triplet, in the order the index was made from, [T, S].
+        triplets: input edge → output edge.
+        backend: ``triton``, ``numba`` or ``reference``; chosen by device and dtype if None.
+
+    Returns:
+        [E_out, D]; 0 for edges that no triplet enters; differentiable to every order in ``edge`` and ``angular``. No [T, D] tensor is
+        made at any order.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together or not the index, or ``backend`` is unknown.
+    """
+    fits = (
+        edge.dim() == 3
+        and angular.shape == (triplets.num_triplets, edge.shape[1])
+        and edge.shape[0] == triplets.num_in
+        and edge.dtype == angular.dtype
+        and edge.device == angular.device == triplets.edge_in.device
+        and edge.is_floating_point()
+    )
+    if not fits:
+        got = ", ".join(f"{name} {list(t.shape)} {t.dtype} on {t.device}" for name, t in (("edge", edge), ("angular", angular)))
+        raise ValueError(
+            f"triplet_contract needs edge [{triplets.num_in}, S, D] and angular [{triplets.num_triplets}, S] of one floating dtype "
+            f"on {triplets.edge_in.device}, got {got}"
+        )
+    # the reduction's derivative, read against the direction of the triplets
+    total: Tensor = _pull(edge, angular, *triplets.transpose.tensors, backends.resolve(backend, edge))
+    return total
+
+
 # The operators. Names: x input edges [E_in, D], a angular [T, S], g on output edges [E_out, S, D]; the index is six tensors, in the
 # order of `TripletIndex.tensors`.
 

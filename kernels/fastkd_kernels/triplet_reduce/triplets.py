@@ -78,6 +78,11 @@ class TripletIndex:
         """Arguments of the operators, see `TRIPLET_SCHEMA`."""
         return self.edge_in, self.edge_out, self.out_ptr, self.out_order, self.in_ptr, self.in_order
 
+    @property
+    def transpose(self) -> TripletIndex:
+        """The same triplets with the roles of input and output edges exchanged; nothing is copied or sorted."""
+        return TripletIndex(self.edge_out, self.edge_in, self.in_ptr, self.in_order, self.out_ptr, self.out_order)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TripletIndex:
         """The same triplets on another device."""
         return TripletIndex(*(getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)))
