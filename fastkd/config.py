@@ -6,9 +6,9 @@ Every field has a default and a description that ends with its unit in square br
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 
 class Section(BaseModel):
@@ -59,22 +59,68 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The model that is trained (the student, if there is a teacher)."""
 
-    kind: Literal["painn", "schnet"] = Field("painn", description="architecture")
+    preset: str = Field("", description="a published model by name (docs/models.md), from which the other keys follow; empty for none")
+    kind: Literal["painn", "schnet", "dimenet_pp", "gemnet_oc", "mxmnet", "pamnet", "pamnet_s"] = Field("painn", description="architecture")
     width: PositiveInt = Field(32, description="features per atom")
     layers: PositiveInt = Field(2, description="interaction blocks")
     radial: PositiveInt = Field(20, description="radial basis functions")
     cutoff: PositiveFloat = Field(5.0, description="neighbours are closer than this [Å]")
-    forces: Literal["conservative", "direct"] = Field("conservative", description="−dE/dx, or a head of their own (PaiNN only)")
+    forces: Literal["conservative", "direct"] = Field("conservative", description="−dE/dx, or a head of their own (PaiNN, GemNet-OC)")
+    local: Literal["covalent", "distance"] = Field(
+        "covalent", description="MXMNet, PAMNet: bonds are closer than 1.25 × the sum of covalent radii, or than 2 Å"
+    )
+    smooth: bool = Field(False, description="MXMNet, PAMNet: fade edges and bonds out where they end; the authors' models do not")
     filters: Literal["auto", "table", "exact"] = Field(
         "auto",
         description="auto interpolates filters between knots where that is faster and as accurate; exact never does (docs/models.md)",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_preset(cls, values: Any) -> Any:
+        """Fill in what follows from the preset; a key that was given must agree with it."""
+        name = values.get("preset") if isinstance(values, dict) else None
+        if not name or not isinstance(name, str):
+            return values
+        # models import this file
+        from fastkd.errors import ConfigError
+        from fastkd.models.presets import config_values
+
+        try:
+            fixed = config_values(name)
+        except ConfigError as error:
+            raise ValueError(f"preset: {error}") from None
+        wrong = [f"{key}={values[key]}" for key, value in fixed.items() if key in values and values[key] != value]
+        if wrong:
+            says = ", ".join(f"{key}={value}" for key, value in fixed.items())
+            raise ValueError(f"{', '.join(wrong)} contradicts preset={name}, which says {says}; leave out one of the two")
+        return {**values, **fixed}
+
+
+class TeacherFeatureConfig(Section):
+    """One feature to capture in a foreign teacher."""
+
+    module: str = Field(description="path of a submodule, as `fastkd inspect teacher` lists it")
+    kind: Literal["node", "edge", "vector", "graph", "atom_energy"] = Field(description="what its rows are (docs/distillation.md)")
+    output: str = Field("", description="which item, if the module returns a tuple (number) or a mapping (key)")
+    layout: str = Field("auto", description="of its numbers: auto, axes_first, axes_last, or irreps such as 128x0e+64x1o")
+    width: NonNegativeInt = Field(0, description="channels that must come; 0 takes what comes")
+
 
 class TeacherConfig(Section):
     """A frozen model to learn from."""
 
-    path: str = Field("", description="folder with model.safetensors and model.json, 'embedded', or empty for no teacher")
+    path: str = Field(
+        "",
+        description="folder with model.safetensors and model.json, 'embedded', module:package.file:function, ase:package.file:function, "
+        "an adapter such as so3lr or mace:FILE (docs/distillation.md), or empty for no teacher",
+    )
+    options: dict[str, object] = Field({}, description="keyword arguments of a foreign teacher's function or adapter")
+    features: list[TeacherFeatureConfig] = Field([], description="to capture in a foreign teacher; empty takes what its adapter offers")
+    device: str = Field("auto", description="auto (that of the run), cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "float64"] = Field(
+        "auto", description="of its weights; auto is the run's for our own models, and what a foreign one has"
+    )
     cache: Literal["memory", "none"] = Field("memory", description="keep teacher outputs of each training structure, or compute them anew")
 
 

@@ -73,8 +73,8 @@ def check_sense(config: Config) -> None:
         raise ConfigError("data.unlabelled structures teach nothing without distill.terms: add terms, or set data.unlabelled=0")
     if config.loss.energy_weight == 0 and config.loss.forces_weight == 0 and not any(term.weight for term in config.distill.terms):
         raise ConfigError("every weight is zero (loss.energy_weight, loss.forces_weight, distill.terms): there is nothing to learn")
-    if config.model.kind == "schnet" and config.model.forces == "direct":
-        raise ConfigError("model.forces=direct is PaiNN's alone; SchNet's forces are −dE/dx: set model.forces=conservative")
+    if config.model.kind != "painn" and config.model.forces == "direct":
+        raise ConfigError(f"model.forces=direct is PaiNN's alone; forces of {config.model.kind} are −dE/dx: set model.forces=conservative")
 
 
 def validate(tree: Mapping[str, Any], source: str = "config") -> Config:
@@ -150,6 +150,9 @@ def arm_config(config: Config, arm: ArmConfig, seed: int, folder: Path) -> Confi
     """
     tree = to_tree(config)
     tree["compare"] = {}
+    if "model.preset" in arm.set:
+        # what the common model says is no contradiction: the arm has another one
+        tree["model"] = {"filters": config.model.filters}
     for path, value in arm.set.items():
         if path.split(".")[0] == "compare" or path in ("run.dir", "run.seed", "run.resume", "run.threads", "run.device"):
             raise ConfigError(f"set: {path} belongs to the whole comparison, not to one arm; set it outside compare.arms")
@@ -258,6 +261,8 @@ def _explain(error: Any, tree: Any) -> str:
         path.append(str(part))
         value = value[part]
     dotted = ".".join(path)
+    if error["type"] == "value_error":
+        return f"{dotted}: {error['ctx']['error']}"
     field = field_at(dotted)
     if error["type"] == "missing":
         return f"{dotted} is missing: it must be given ({field.description if field else ''})"

@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastkd_kernels import edge_to_node, edge_to_node_vector
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional
 
 from fastkd.data.batch import Batch
 from fastkd.errors import DataError, UserError
+from fastkd.models.base import EdgeGraph, Features
+from fastkd.models.dimenet_pp_weights import load_dimenet_pp_ocp
+from fastkd.models.gemnet_oc import load_gemnet_oc
+from fastkd.models.multiplex_weights import load_mxmnet, load_pamnet
 from fastkd.models.ocp import ForeignModel, load_painn, load_schnet
 from fastkd.models.ocp_graph import ocp_graph
 
@@ -58,10 +63,10 @@ Loader = Callable[[Mapping[str, Any], Mapping[str, Tensor]], ForeignModel]
 FAMILIES: dict[str, tuple[str | None, Loader | None]] = {
     "painn": ("message_layers.0.x_proj.0.weight", load_painn),
     "schnet": ("interactions.0.conv.lin1.weight", load_schnet),
-    "gemnet_oc": (None, None),
-    "dimenet": (None, None),
-    "mxmnet": (None, None),
-    "pamnet": (None, None),
+    "gemnet_oc": ("int_blocks.0.trip_interaction.dense_ba.linear.weight", load_gemnet_oc),
+    "dimenet": ("interaction_blocks.0.lin_sbf1.weight", load_dimenet_pp_ocp),
+    "mxmnet": ("local_layers.0.y_W.weight", load_mxmnet),
+    "pamnet": ("local_layer.0.W_out.weight", load_pamnet),
 }
 
 
@@ -114,14 +119,45 @@ def predict(file: ReferenceFile) -> dict[str, Tensor]:
             # equal widths need no projection, and the reference has none then
             weight, bias = foreign.maps.get(output, (None, None))
             values[output] = feature if weight is None else functional.linear(feature, weight, bias)
+    if features.edge_graph is not None:
+        values |= _edge_outputs(file, features, features.edge_graph)
     return {key: value.detach() for key, value in values.items() if value is not None}
+
+
+def _edge_outputs(file: ReferenceFile, features: Features, graph: EdgeGraph) -> dict[str, Tensor | None]:
+    """Features of GemNet-OC: atoms, edges in the order of the reference's, and edges summed into atoms."""
+    values: dict[str, Tensor | None] = {"node": features.node}
+    if features.edge is not None:
+        values["e2n"] = edge_to_node(features.edge, graph.csr)
+        values["e2v"] = edge_to_node_vector(features.edge, graph.direction, graph.csr)
+    if {"edge_index", "edge_distance", "edge_direction"} <= set(file.outputs):
+        order = _match(file, graph)
+        values["edge_index"] = torch.stack([graph.csr.edge_src, graph.csr.edge_dst])[:, order]
+        values["edge_distance"], values["edge_direction"] = graph.length[order], graph.direction[order]
+        values["edge"] = None if features.edge is None else features.edge[order]
+    return values
+
+
+def _match(file: ReferenceFile, graph: EdgeGraph) -> Tensor:
+    """Number of our edge for each of the reference's: same atoms, nearest vector. Raises DataError if the graphs differ."""
+    index, vector = file.outputs["edge_index"], file.outputs["edge_distance"][:, None] * file.outputs["edge_direction"]
+    ours = torch.stack([graph.csr.edge_src, graph.csr.edge_dst])
+    distance = torch.cdist(vector, graph.length[:, None].detach() * graph.direction.detach())
+    distance[(index[:, :, None] != ours[:, None, :]).any(0)] = math.inf
+    order = distance.argmin(1) if distance.numel() else index[0]
+    if order.shape[0] != ours.shape[1] or order.unique().shape[0] != order.shape[0]:
+        raise DataError(f"{file.name}: our graph has {ours.shape[1]} edges, the reference's {index.shape[1]}, and they cannot be matched")
+    return order
 
 
 def make_batch(inputs: Mapping[str, Tensor], foreign: ForeignModel) -> Batch:
     """Structures of a file, with the graph that the reference would make."""
-    positions, natoms, cell = inputs["positions"].double(), inputs["natoms"], inputs["cell"].double()
+    positions, natoms = inputs["positions"].double(), inputs["natoms"]
     graphs, atoms = natoms.shape[0], positions.shape[0]
-    cutoff = foreign.model.cutoff
+    cutoff, periodic = foreign.model.cutoff, "cell" in inputs
+    # molecules stand in boxes so wide that images do not meet
+    width = (positions.amax(0) - positions.amin(0)).max().item() + 2 * cutoff
+    cell = inputs["cell"].double() if periodic else torch.eye(3, dtype=torch.float64).mul(width).repeat(graphs, 1, 1)
     graph = ocp_graph(positions, cell, natoms, cutoff, foreign.max_neighbors, symmetric=foreign.symmetric)
     return Batch(
         atomic_numbers=inputs["atomic_numbers"].long(),
@@ -129,12 +165,14 @@ def make_batch(inputs: Mapping[str, Tensor], foreign: ForeignModel) -> Batch:
         atom_ptr=functional.pad(natoms.cumsum(0), (1, 0)),
         graph_index=torch.arange(graphs).repeat_interleave(natoms),
         cell=cell,
-        pbc=torch.ones(graphs, 3, dtype=torch.bool),
+        pbc=torch.full((graphs, 3), periodic),
         energy=torch.zeros(graphs, dtype=torch.float64),
         forces=torch.zeros(atoms, 3, dtype=torch.float64),
         labelled=torch.zeros(graphs, dtype=torch.bool),
         structure_index=torch.arange(graphs),
         graphs={cutoff: graph},
+        bonds=inputs.get("bond_index"),
+        tags=inputs["tags"].long() if "tags" in inputs else None,
     )
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import torch
-from fastkd_kernels import CSRGraph, PairIndex
+from fastkd_kernels import CSRGraph, PairIndex, TripletIndex
 from torch import Tensor
+
+from .triplets import find_triplets
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,12 @@ class NeighborGraph:
         with torch.inference_mode(False):
             return PairIndex(self.pair, torch.sort(self.pair, stable=True).indices.view(-1, 2))
 
+    @cached_property
+    def triplets(self) -> TripletIndex:
+        """Triplets k → j → i, from edge k → j to edge j → i, without those that lead straight back."""
+        with torch.inference_mode(False):
+            return find_triplets(self.csr, self.edge_shift)
+
     def to(self, device: torch.device | str) -> NeighborGraph:
         """The same graph on another device."""
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "cutoff"})
@@ -59,6 +67,8 @@ class Batch:
     labelled: Tensor  #: [n_graphs] bool
     structure_index: Tensor  #: [n_graphs] int64, position of each graph in its data set
     graphs: dict[float, NeighborGraph] = field(default_factory=dict)  #: by cutoff, Å
+    bonds: Tensor | None = None  #: [2, n_bonds] int64, src and dst of each, both directions, if the data brings them
+    tags: Tensor | None = None  #: [n_atoms] int64, 0 below the surface, 1 surface, 2 adsorbate (OC20); None: all 1
 
     @property
     def num_graphs(self) -> int:

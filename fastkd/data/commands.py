@@ -165,7 +165,11 @@ def _summary(out: Path, report: Report) -> str:
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``fastkd inspect``."""
-    parser.add_argument("file", metavar="FILE", help="HDF5 file (format v1), 'embedded', or a model: its .safetensors file or folder")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="HDF5 file (format v1), 'embedded', or a model: its .safetensors file or folder, or a foreign checkpoint (.pt)",
+    )
     parser.add_argument("--cutoff", type=float, default=5.0, help="count neighbours closer than this [Å] (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the card as JSON, with the file's provenance")
 
@@ -184,6 +188,11 @@ def run_inspect(args: argparse.Namespace) -> int:
         from fastkd.models.factory import read_header
 
         print(json.dumps(read_header(args.file), indent=2, ensure_ascii=False))
+        return 0
+    if Path(args.file).suffix in (".pt", ".pth", ".ckpt"):
+        from fastkd.models.convert_command import inspect_checkpoint
+
+        print(inspect_checkpoint(args.file))
         return 0
     with open_data_file(args.file) as data:
         if data.content_hash:

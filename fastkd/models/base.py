@@ -6,10 +6,10 @@ A model predicts an energy per atom; the sum over a graph plus fixed per-element
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from fastkd_kernels import CSRGraph, edge_to_node, segment_reduce
@@ -17,8 +17,9 @@ from fastkd_kernels.graph import transpose
 from torch import Tensor, nn
 
 from fastkd.data.batch import Batch
-from fastkd.errors import DataError
+from fastkd.errors import ConfigError, DataError
 
+from .layers.elements import ElementTable
 from .layers.tables import FilterTables
 
 MAX_ATOMIC_NUMBER = 118
@@ -27,11 +28,21 @@ FeatureKind = Literal["node", "edge", "vector", "atom_energy"]
 
 
 @dataclass(frozen=True, eq=False)
+class EdgeGraph:
+    """The graph that a model cut out of the batch's for its edge features."""
+
+    csr: CSRGraph
+    direction: Tensor  #: [n_edges, 3], unit vectors from source to target, in the order of ``csr``
+    length: Tensor  #: [n_edges] Å
+
+
+@dataclass(frozen=True, eq=False)
 class Features:
     """What a model offers to distillation, each optional.
 
-    ``edge`` belongs to the edges of the graph with the model's own cutoff, in that graph's order, and is computed when it is first
-    read; ``layers`` are the scalar node embeddings from the embedding (first) to the last block.
+    ``edge`` belongs to the edges of ``edge_graph``, or if that is None to those of the batch's graph with the model's own cutoff, in
+    that graph's order, and is computed when it is first read; ``layers`` are the scalar node embeddings from the embedding (first) to
+    the last block.
     """
 
     node: Tensor | None = None  #: [n_atoms, c]
@@ -39,6 +50,7 @@ class Features:
     vector: Tensor | None = None  #: [n_atoms, 3, c]
     layers: tuple[Tensor, ...] = ()  #: each [n_atoms, c]
     vector_layers: tuple[Tensor, ...] = ()  #: each [n_atoms, 3, c], zero before the first block
+    edge_graph: EdgeGraph | None = None  #: whose edges ``edge`` belongs to; None: those of the batch's graph
 
     @cached_property
     def edge(self) -> Tensor | None:
@@ -47,13 +59,14 @@ class Features:
 
     def detach(self) -> Features:
         """The same numbers without autograd's graph."""
-        compute = self.compute_edge
+        compute, own = self.compute_edge, self.edge_graph
         return Features(
             node=_detached(self.node),
             compute_edge=None if compute is None else lambda: compute().detach(),
             vector=_detached(self.vector),
             layers=tuple(layer.detach() for layer in self.layers),
             vector_layers=tuple(layer.detach() for layer in self.vector_layers),
+            edge_graph=None if own is None else EdgeGraph(own.csr, own.direction.detach(), own.length.detach()),
         )
 
 
@@ -82,17 +95,27 @@ def _forget_tables(model: nn.Module, incompatible: object) -> None:
         tables.reset()
 
 
+def _supply_offset(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    # weights from before there was an offset; a state dict without weights is somebody's mistake, and stays one
+    if f"{prefix}energy_scale" in state:
+        state.setdefault(f"{prefix}energy_offset", torch.zeros((), dtype=torch.float64))
+
+
 class Potential(nn.Module):
     """Base of all models. Subclasses write `represent`; energies, references, scaling and forces are done here.
 
     Buffers ``reference_energy`` [119] (eV by atomic number, 0 for elements never seen), ``known_element`` [119] (bool) and
-    ``energy_scale`` [] (eV, multiplies predictions so that the network works with numbers near one) are part of the state dict.
-    The two energies stay float64 when the module is cast: totals are large.
+    ``energy_scale`` [] (eV, multiplies predictions so that the network works with numbers near one) and ``energy_offset`` [] (eV, added
+    once per structure, as the mean of whoever trained on normalised totals) are part of the state dict. Files from before there were
+    offsets have none. The energies stay float64 when the module is cast: totals are large.
     """
 
     reference_energy: Tensor
     known_element: Tensor
     energy_scale: Tensor
+    energy_offset: Tensor
+    #: a frozen dataclass: all that determines a model but its weights
+    options: Any
     #: how radial filters are tabulated; None in models that have none
     tables: FilterTables | None = None
 
@@ -105,6 +128,8 @@ class Potential(nn.Module):
         known[0] = False
         self.register_buffer("known_element", known)
         self.register_buffer("energy_scale", torch.ones((), dtype=torch.float64))
+        self.register_buffer("energy_offset", torch.zeros((), dtype=torch.float64))
+        self.register_load_state_dict_pre_hook(_supply_offset)
         self.register_load_state_dict_post_hook(_forget_tables)
 
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
@@ -163,10 +188,28 @@ class Potential(nn.Module):
                 predicted_forces = readout.forces * self.energy_scale.to(readout.forces.dtype)
             reference = self.reference_energy[batch.atomic_numbers]
             # totals are large and differences small: references are added in float64
-            energy = interaction.double() + segment_reduce(reference, batch.atom_ptr, "sum")
+            energy = interaction.double() + segment_reduce(reference, batch.atom_ptr, "sum") + self.energy_offset
         if wants_graph:
             return Prediction(energy, predicted_forces if forces else None, atom_energy, readout.features)
         return Prediction(energy.detach(), _detached(predicted_forces) if forces else None, atom_energy.detach(), readout.features.detach())
+
+    def know_elements(self, atomic_numbers: Iterable[int]) -> None:
+        """Say which elements the model is made for; atoms of all others are refused.
+
+        Raises:
+            ConfigError: if one is not in the model's table of elements.
+        """
+        table = getattr(self, "embedding", None)
+        first, last = (table.first, table.last) if isinstance(table, ElementTable) else (1, MAX_ATOMIC_NUMBER)
+        wanted = sorted(atomic_numbers)
+        outside = [z for z in wanted if not max(first, 1) <= z <= last]
+        if outside:
+            raise ConfigError(
+                f"the model's table of elements goes from {_symbol(max(first, 1))} to {_symbol(last)}, and "
+                f"{', '.join(_symbol(z) for z in outside)} is not in it; take a model or a preset with a longer table"
+            )
+        self.known_element.fill_(False)
+        self.known_element[wanted] = True
 
     def check_elements(self, batch: Batch) -> None:
         """Raise DataError if an atom's element is not among those the model was made for."""
@@ -187,7 +230,7 @@ class Potential(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        precise = {name: getattr(self, name) for name in ("reference_energy", "energy_scale")}
+        precise = {name: getattr(self, name) for name in ("reference_energy", "energy_scale", "energy_offset")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in precise.items():
             setattr(self, name, value.to(getattr(self, name).device))

@@ -14,20 +14,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fastkd_kernels
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 import fastkd
 from fastkd.config import ModelConfig
 from fastkd.errors import CheckpointError, ConfigError
 from fastkd.files import write_bytes, write_text
 
+from . import presets
 from .base import Potential
+from .dimenet_pp import DimeNetPP, DimeNetPPOptions
+from .gemnet_oc import GemNetOC, GemNetOCOptions
+from .mxmnet import MXMNet, MXMNetOptions
 from .painn import PaiNN, PaiNNOptions
+from .pamnet import PAMNet, PAMNetOptions
 from .schnet import SchNet, SchNetOptions
 
 FORMAT = "fastkd-model"
@@ -37,9 +43,13 @@ DEFAULT_NAME = "model.safetensors"
 SUFFIX = ".safetensors"
 
 #: architecture → (model, its options)
-ARCHITECTURES: dict[str, tuple[type[PaiNN] | type[SchNet], type[PaiNNOptions] | type[SchNetOptions]]] = {
+ARCHITECTURES: dict[str, tuple[type[Potential], type[Any]]] = {
     "painn": (PaiNN, PaiNNOptions),
     "schnet": (SchNet, SchNetOptions),
+    "dimenet_pp": (DimeNetPP, DimeNetPPOptions),
+    "gemnet_oc": (GemNetOC, GemNetOCOptions),
+    "mxmnet": (MXMNet, MXMNetOptions),
+    "pamnet": (PAMNet, PAMNetOptions),
 }
 
 
@@ -49,16 +59,37 @@ def build_model(config: ModelConfig) -> Potential:
     Raises:
         ConfigError: if the architecture lacks what is asked of it.
     """
-    if config.kind == "schnet" and config.forces == "direct":
-        raise ConfigError("model.forces: schnet has no force head of its own; use model.forces=conservative or model.kind=painn")
+    if config.preset:
+        made = cast("Potential", presets.make(config.preset))
+        if made.tables is not None:
+            made.tables.method = config.filters
+        return made
+    if config.kind not in ("painn", "gemnet_oc") and config.forces == "direct":
+        raise ConfigError(f"model.forces: {config.kind} has no force head of its own; use model.forces=conservative or model.kind=painn")
     shared: dict[str, Any] = {"width": config.width, "layers": config.layers, "radial": config.radial, "cutoff": config.cutoff}
-    model: SchNet | PaiNN
-    if config.kind == "schnet":
-        model = SchNet(SchNetOptions(filters=config.width, **shared))
-    else:
-        model = PaiNN(PaiNNOptions(forces=config.forces, **shared))
-    model.tables.method = config.filters
+    try:
+        model = _build(config, shared)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+    if model.tables is not None:
+        model.tables.method = config.filters
     return model
+
+
+def _build(config: ModelConfig, shared: dict[str, Any]) -> Potential:
+    if config.kind == "schnet":
+        return SchNet(SchNetOptions(filters=config.width, **shared))
+    if config.kind == "dimenet_pp":
+        # the proportions of the paper
+        return DimeNetPP(DimeNetPPOptions(triplet_width=max(1, config.width // 2), output_width=2 * config.width, **shared))
+    if config.kind == "gemnet_oc":
+        # edges are twice as wide as atoms in every model of the papers
+        return GemNetOC(GemNetOCOptions(edge_width=2 * config.width, forces=config.forces, **shared))
+    if config.kind == "mxmnet":
+        return MXMNet(MXMNetOptions(local=config.local, smooth=config.smooth, **shared))
+    if config.kind in ("pamnet", "pamnet_s"):
+        return PAMNet(PAMNetOptions(local=config.local, smooth=config.smooth, simple=config.kind == "pamnet_s", **shared))
+    return PaiNN(PaiNNOptions(forces=config.forces, **shared))
 
 
 def model_config_dict(model: Potential) -> dict[str, Any]:
@@ -69,7 +100,7 @@ def model_config_dict(model: Potential) -> dict[str, Any]:
     """
     for name, (model_class, _) in ARCHITECTURES.items():
         if type(model) is model_class:
-            return {"architecture": name, "options": asdict(model.options)}
+            return {"architecture": name, "options": asdict(cast("Any", model).options)}
     raise TypeError(f"a {type(model).__name__} cannot be saved: it is none of {', '.join(ARCHITECTURES)}")
 
 
@@ -93,13 +124,12 @@ def save_model(model: Potential, path: str | Path, extra: Mapping[str, Any] | No
         "schema_version": SCHEMA_VERSION,
         **model_config_dict(model),
         "units": UNITS,
-        "elements": _symbols(model),
+        "elements": list(symbols(model).values()),
         "versions": {"fastkd": fastkd.__version__, "fastkd_kernels": fastkd_kernels.__version__, "torch": str(torch.__version__)},
         "provenance": dict(extra or {}),
     }
     text = json.dumps(header, indent=2, ensure_ascii=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_bytes(file, save(tensors, metadata={"fastkd": text}))
+    write_bytes(file, save(_apart(model.state_dict()), metadata={"fastkd": text}))
     write_text(file.with_suffix(".json"), text + "\n")
     return file
 
@@ -123,7 +153,7 @@ def load_model(path: str | Path) -> Potential:
         raise CheckpointError(f"{file}: unknown option {min(unknown)!r} of {architecture}; the file is from another version of fastkd")
     generator_state = torch.get_rng_state()  # initial weights are overwritten at once: drawing them must leave no trace
     try:
-        model = model_class(options_class(**options))  # type: ignore[arg-type]
+        model: Potential = model_class(options_class(**options))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: options do not make a model: {error}") from error
     finally:
@@ -163,11 +193,22 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return header
 
 
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, none sharing memory with another, as the file format wants it; blocks that share weights have them under each name."""
+    apart, seen = {}, set()
+    for name, tensor in state.items():
+        value = tensor.detach().cpu().contiguous()
+        apart[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return apart
+
+
 def _checkpoint_file(path: Path) -> Path:
     return path if path.suffix == SUFFIX else path / DEFAULT_NAME
 
 
-def _symbols(model: Potential) -> list[str]:
+def symbols(model: Potential) -> dict[int, str]:
+    """Atomic number → symbol of the elements that a model knows."""
     from ase.data import chemical_symbols
 
-    return [chemical_symbols[int(z)] for z in model.known_element.nonzero().flatten()]
+    return {z: chemical_symbols[z] for z in model.known_element.nonzero().flatten().tolist()}

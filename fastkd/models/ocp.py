@@ -7,9 +7,7 @@ come out equal, signs included. Projections used for distillation are no part of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +15,8 @@ from torch import Tensor
 
 from fastkd.errors import CheckpointError
 
-from .base import Potential
+from .base import MAX_ATOMIC_NUMBER
+from .foreign import ForeignModel, fill, renamed, without_wrapper
 from .painn import PaiNN, PaiNNOptions
 from .schnet import SchNet, SchNetOptions
 
@@ -47,16 +46,6 @@ _SCHNET_NAMES = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class ForeignModel:
-    """A model from elsewhere, and what came with it."""
-
-    model: Potential
-    max_neighbors: int  #: per atom; the nearest are kept
-    symmetric: bool  #: whether the reference makes its graph undirected again after cutting it
-    maps: dict[str, tuple[Tensor, Tensor | None]]  #: distillation map → (weight, bias), applied to the student's feature
-
-
 def load_painn(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ForeignModel:
     """OCP's PaiNN.
 
@@ -67,7 +56,7 @@ def load_painn(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Foreig
     Raises:
         CheckpointError: if an argument asks for a variant that is not supported, or tensors are missing, left over or misshapen.
     """
-    state = _without_wrapper(state)
+    state = without_wrapper(state)
     for key, supported in (("rbf", "gaussian"), ("envelope", "polynomial")):
         name = dict(config.get(key) or {}).get("name", supported)
         if name != supported:
@@ -86,13 +75,15 @@ def load_painn(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Foreig
         cutoff=float(config.get("cutoff", 12.0)),
     )
     changes: dict[str, Any] = {"envelope_exponent": int(dict(config.get("envelope") or {}).get("exponent", 5))}
+    embedding = state.pop("atom_emb.embeddings.weight", None)
+    if embedding is not None:
+        changes |= {"first_element": 1, "last_element": embedding.shape[0]}
     changes["forces"] = "direct" if direct else "conservative"
     changes["fitted_scales"] = any(bool(scale != 0) for scale in scales)
     options = PaiNNOptions(**{**vars(options), **changes})
     state.pop("radial_basis.rbf.offset", None)
     maps = _pop_maps(state)
-    embedding = state.pop("atom_emb.embeddings.weight", None)
-    ours = _renamed(state, _PAINN_NAMES)
+    ours = renamed(state, _PAINN_NAMES)
     for i in range(layers):
         for name, sign in ((f"messages.{i}.context.2", 1.0), (f"messages.{i}.filter", -1.0)):
             for part in ("weight", "bias"):
@@ -100,16 +91,17 @@ def load_painn(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Foreig
     if options.fitted_scales:
         ours["scales"] = torch.stack([torch.where(scale == 0, torch.ones_like(scale), scale).reshape(()) for scale in scales])
     model = PaiNN(options)
-    _fill(model, ours, embedding, first_element=1)
+    fill(model, ours, embedding, 1, _PAINN_NAMES)
     return ForeignModel(model, int(config.get("max_neighbors", DEFAULT_MAX_NEIGHBORS)), symmetric=True, maps=maps)
 
 
 def load_schnet(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ForeignModel:
     """OCP's SchNet, which is PyTorch Geometric's. Arguments and errors as `load_painn`."""
-    state = _without_wrapper(state)
+    state = without_wrapper(state)
     readout = config.get("readout", "add")
     if readout not in ("add", "sum", "mean"):
         raise CheckpointError(f"OCP SchNet with readout {readout!r} is not supported, only 'add' and 'mean'")
+    embedding = state.pop("embedding.weight", None)
     options = SchNetOptions(
         width=int(config.get("hidden_channels", 128)),
         filters=int(config.get("num_filters", 128)),
@@ -117,21 +109,16 @@ def load_schnet(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Forei
         radial=int(config.get("num_gaussians", 50)),
         cutoff=float(config.get("cutoff", 10.0)),
         readout="mean" if readout == "mean" else "sum",
+        last_element=MAX_ATOMIC_NUMBER if embedding is None else embedding.shape[0] - 1,
     )
     state.pop("distance_expansion.offset", None)
     maps = _pop_maps(state)
-    embedding = state.pop("embedding.weight", None)
     # the reference lists the filter network twice, as the block's and as the convolution's
-    ours = _renamed({name: value for name, value in state.items() if ".conv.nn." not in name}, _SCHNET_NAMES)
+    ours = renamed({name: value for name, value in state.items() if ".conv.nn." not in name}, _SCHNET_NAMES)
     model = SchNet(options)
-    _fill(model, ours, embedding, first_element=0)
+    fill(model, ours, embedding, 0, _SCHNET_NAMES)
     # the reference takes no other limit, whatever its config says
     return ForeignModel(model, DEFAULT_MAX_NEIGHBORS, symmetric=False, maps=maps)
-
-
-def _without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the ``module.`` that data-parallel wrappers put before names."""
-    return {re.sub(r"^(module\.)+", "", name): value for name, value in state.items()}
 
 
 def _pop_maps(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -147,49 +134,11 @@ def schnet_name(name: str) -> str:
     """Our name of a parameter of PyTorch Geometric's SchNet."""
     if name == "embedding.weight":
         return name
-    return next(iter(_renamed({name: torch.empty(0)}, _SCHNET_NAMES)))
-
-
-def _renamed(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, value in state.items():
-        for pattern, replacement in rules:
-            new, count = re.subn("^" + pattern, replacement, name)
-            if count:
-                renamed[new] = value
-                break
-        else:
-            raise CheckpointError(f"unexpected tensor {name!r} in the foreign state dict")
-    return renamed
+    return next(iter(renamed({name: torch.empty(0)}, _SCHNET_NAMES)))
 
 
 def _swap_parts(state: dict[str, Tensor], name: str, direction_sign: float) -> None:
     """Rows (scalar, vector, direction) → (scalar, ±direction, vector)."""
-    if name not in state:
-        raise CheckpointError(f"tensor that becomes {name!r} is missing in the foreign state dict")
-    scalar, vector, direction = state[name].chunk(3)
-    state[name] = torch.cat([scalar, direction_sign * direction, vector])
-
-
-def _fill(model: Potential, state: dict[str, Tensor], embedding: Tensor | None, first_element: int) -> None:
-    """Load everything; the table of elements is shorter than ours, and only its elements are known."""
-    if embedding is None:
-        raise CheckpointError("the table of element embeddings is missing in the foreign state dict")
-    own = model.state_dict()
-    table = torch.zeros_like(own["embedding.weight"], dtype=embedding.dtype)
-    rows = slice(first_element, first_element + embedding.shape[0])
-    if embedding.shape[1] != table.shape[1] or rows.stop > table.shape[0]:
-        raise CheckpointError(
-            f"foreign state dict does not fit its config: element embeddings are {list(embedding.shape)}, expected at most {list(table.shape)}"
-        )
-    table[rows] = embedding
-    model.known_element.zero_()
-    model.known_element[rows] = True
-    model.known_element[0] = False
-    kept = {name: model.state_dict()[name] for name in ("reference_energy", "known_element", "energy_scale")}
-    model.to(embedding.dtype)
-    try:
-        model.load_state_dict({**state, "embedding.weight": table, **kept})
-    except RuntimeError as error:
-        raise CheckpointError(f"foreign state dict does not fit its config: {error}") from error
-    model.eval()
+    if name in state:
+        scalar, vector, direction = state[name].chunk(3)
+        state[name] = torch.cat([scalar, direction_sign * direction, vector])

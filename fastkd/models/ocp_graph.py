@@ -1,4 +1,4 @@
-"""The neighbour graph that OCP's models were trained on: everything periodic, at most so many neighbours, the nearest first.
+"""The neighbour graph that OCP's models were trained on: at most so many neighbours, the nearest first.
 
 Two things differ from our own graphs. Each atom keeps only its nearest neighbours; and PaiNN (like GemNet) then throws away every
 edge whose source number is larger than its target's and mirrors the rest, which makes the graph undirected again.
@@ -44,10 +44,47 @@ def ocp_graph(positions: Tensor, cell: Tensor, natoms: Tensor, cutoff: float, ma
         pair = _pairs(source, target, shift)
     order = torch.sort(target, stable=True).indices
     source, target, shift, pair = source[order], target[order], shift[order], pair[order]
-    num_pairs = int(pair.max()) + 1 if pair.numel() else 0
-    pair_edge = torch.empty(num_pairs, dtype=torch.int64)
-    pair_edge[pair.flip(0)] = torch.arange(pair.shape[0] - 1, -1, -1)
-    return NeighborGraph(CSRGraph.from_edges(source, target, positions.shape[0]), cutoff, shift, pair, pair_edge)
+    return NeighborGraph(CSRGraph.from_edges(source, target, positions.shape[0]), cutoff, shift, pair, _first_edges(pair))
+
+
+def limited_graph(graph: NeighborGraph, edge_vector: Tensor, max_neighbors: int, *, symmetric: bool) -> tuple[NeighborGraph, Tensor | None]:
+    """What OCP's models keep of a graph of all neighbours; the rules are those of `ocp_graph`.
+
+    Args:
+        graph: all neighbours, each pair in both directions, sorted by destination, then source, then image.
+        edge_vector: [n_edges, 3] Å, of that graph.
+        max_neighbors: nearest neighbours that each atom keeps; 0 or less for all.
+        symmetric: as in `ocp_graph`.
+
+    Returns:
+        The graph, and the numbers of its edges in the whole graph, ascending; None if no atom has more neighbours than it may keep.
+
+    Raises:
+        ValueError: if ``symmetric`` is asked of a graph some of whose edges have no reverse.
+    """
+    csr = graph.csr
+    counts = csr.edge_ptr.diff()
+    if max_neighbors <= 0 or graph.num_edges == 0 or int(counts.max()) <= max_neighbors:
+        return graph, None
+    kept = _nearest(edge_vector.detach().square().sum(1), csr.edge_dst, counts, max_neighbors)
+    if symmetric:
+        if graph.pairs is None:
+            raise ValueError("a graph some of whose edges have no reverse cannot be made symmetric; give the graph of all neighbours")
+        lower = kept[_is_lower(csr.edge_src[kept], csr.edge_dst[kept], graph.edge_shift[kept])]
+        wanted = torch.zeros_like(graph.pair_edge, dtype=torch.bool)
+        wanted[graph.pair[lower]] = True
+        kept = wanted[graph.pair].nonzero().flatten()
+    _, pair, counts = torch.unique(graph.pair[kept], return_inverse=True, return_counts=True)
+    if not bool((counts == 2).all()):
+        pair = torch.arange(kept.shape[0], device=kept.device)
+    part = CSRGraph.from_edges(csr.edge_src[kept], csr.edge_dst[kept], csr.num_nodes)
+    return NeighborGraph(part, graph.cutoff, graph.edge_shift[kept], pair, _first_edges(pair)), kept
+
+
+def _first_edges(pair: Tensor) -> Tensor:
+    """The first edge of each pair."""
+    first = pair.new_full((int(pair.max()) + 1 if pair.numel() else 0,), pair.shape[0])
+    return first.scatter_reduce(0, pair, torch.arange(pair.shape[0], device=pair.device), "amin")
 
 
 def _neighbors(positions: Tensor, cell: Tensor, cutoff: float, max_neighbors: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +113,7 @@ def _nearest(squared_length: Tensor, target: Tensor, counts: Tensor, max_neighbo
     one padded row per atom.
     """
     first = counts.cumsum(0) - counts
-    column = torch.arange(target.shape[0]) - first[target]
+    column = torch.arange(target.shape[0], device=target.device) - first[target]
     padded = squared_length.new_full((counts.shape[0], int(counts.max())), torch.inf)
     padded[target, column] = squared_length
     nearest = torch.sort(padded, dim=1)

@@ -36,6 +36,7 @@ from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, ForceMode, Potential
 from .layers import (
     Activation,
     BasisKind,
+    ElementTable,
     Envelope,
     EnvelopeKind,
     FilterTables,
@@ -48,9 +49,7 @@ from .layers import (
     safe_length,
     with_bias,
 )
-
-#: Under the square root of vector norms, as in every public PaiNN.
-NORM_EPSILON = 1e-8
+from .ocp_graph import limited_graph
 
 #: phi [n_atoms, 3F] and vector [n_atoms, 3, F] or None → what atoms receive, [n_atoms, F] and [n_atoms, 3, F].
 Message = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -73,10 +72,17 @@ class PaiNNOptions:
     layer_norm: bool = False  #: of scalars before each message
     residual_scaling: bool = False  #: OCP's factors 1/√3, 1/√F, 1/√2 that keep variances near one
     fitted_scales: bool = False  #: one fitted factor on the scalars after each update block
+    norm_epsilon: float = 1e-8  #: under the square root of vector norms; this value in every public PaiNN
+    shared_filters: bool = False  #: one filter for all blocks
+    shared_blocks: bool = False  #: one message block (but for its filter) and one update block, used again and again
+    first_element: int = 0  #: atomic number of the first row of the table of elements
+    last_element: int = MAX_ATOMIC_NUMBER  #: of its last row
+    max_neighbors: int = 0  #: OCP's limit: each atom hears its nearest neighbours only, and energies jump when those change; 0 for all
+    mirrored: bool = False  #: with that limit: the graph is made undirected again, from its edges from lower to higher atoms
 
     @classmethod
     def ocp(cls, width: int = 512, layers: int = 6, radial: int = 128, cutoff: float = 12.0) -> PaiNNOptions:
-        """PaiNN of the Open Catalyst Project, with a direct force head."""
+        """PaiNN of the Open Catalyst Project, with a direct force head; see `fastkd.models.presets` for its published sizes."""
         return cls(
             width=width,
             layers=layers,
@@ -128,13 +134,14 @@ class PaiNNUpdate(nn.Module):
         width = options.width
         self.vector_mix = dense(width, 2 * width, bias=False)
         self.context = nn.Sequential(dense(2 * width, width), activation(options.activation), dense(width, 3 * width))
+        self.norm_epsilon = options.norm_epsilon
         self.dot_scale = 1 / math.sqrt(width) if options.residual_scaling else 1.0
         self.scalar_scale = 1 / math.sqrt(2.0) if options.residual_scaling else 1.0
 
     def forward(self, scalar: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Changes of the scalars [n_atoms, F] and vectors [n_atoms, 3, F]."""
         mixed = self.vector_mix(vector)
-        gates = self.context(painn_context(scalar, mixed, epsilon=NORM_EPSILON))
+        gates = self.context(painn_context(scalar, mixed, epsilon=self.norm_epsilon))
         d_scalar, d_vector = painn_update(gates, mixed, dot_scale=self.dot_scale, scalar_scale=self.scalar_scale)
         return d_scalar, d_vector
 
@@ -147,7 +154,8 @@ class PaiNN(Potential):
         super().__init__(options.cutoff, options.forces)
         self.options = options
         width = options.width
-        self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width)
+        self.embedding = ElementTable(options.first_element, options.last_element, width)
+        self.know_elements(range(max(1, options.first_element), options.last_element + 1))
         self.basis = RadialBasis(options.basis, options.radial, options.cutoff)
         self.envelope = Envelope(options.envelope, options.cutoff, options.envelope_exponent)
         self.tables = FilterTables(
@@ -156,6 +164,7 @@ class PaiNN(Potential):
         )
         self.messages = nn.ModuleList(PaiNNMessage(options) for _ in range(options.layers))
         self.updates = nn.ModuleList(PaiNNUpdate(options) for _ in range(options.layers))
+        _share(self.messages, self.updates, options)
         half = max(1, width // 2)
         self.energy_head = nn.Sequential(dense(width, half), activation(options.activation), dense(half, 1))
         if options.forces == "direct":
@@ -174,8 +183,9 @@ class PaiNN(Potential):
         return self.options.layers
 
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
-        graph = batch.graph(self.cutoff)
-        messages = self._messages(edge_vector, graph, carried=edge_vector.is_leaf and edge_vector.requires_grad)
+        graph, carried = batch.graph(self.cutoff), edge_vector.is_leaf and edge_vector.requires_grad
+        heard, kept = limited_graph(graph, edge_vector, self.options.max_neighbors, symmetric=self.options.mirrored)
+        messages = self._messages(edge_vector if kept is None else edge_vector[kept], heard, carried=carried)
 
         scalar: Tensor = self.embedding(batch.atomic_numbers)
         vector: Tensor | None = None
@@ -221,6 +231,18 @@ class PaiNN(Potential):
             scalar, vector = block(scalar, vector)
         assert vector is not None
         return vector.squeeze(-1)
+
+
+def _share(messages: nn.ModuleList, updates: nn.ModuleList, options: PaiNNOptions) -> None:
+    """Let blocks hold the same parameters; the state dict keeps a name for each block, so that sharing changes no name."""
+    first, update = messages[0], updates[0]
+    for number in range(1, options.layers):
+        message = messages[number]
+        if options.shared_blocks:
+            message.norm, message.context = first.norm, first.context
+            updates[number] = update
+        if options.shared_filters:
+            message.filter = first.filter
 
 
 def _edge_dot(vector: Tensor, graph: CSRGraph) -> Tensor:

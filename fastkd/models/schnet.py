@@ -28,6 +28,7 @@ from fastkd.data.batch import Batch, NeighborGraph
 from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, Potential, Readout
 from .layers import (
     BasisKind,
+    ElementTable,
     Envelope,
     EnvelopeKind,
     FilterTables,
@@ -38,6 +39,7 @@ from .layers import (
     safe_length,
     with_bias,
 )
+from .ocp_graph import limited_graph
 
 LOG_2 = math.log(2.0)
 
@@ -55,6 +57,9 @@ class SchNetOptions:
     envelope: EnvelopeKind = "cosine"  #: `polynomial` makes the gradient of forces continuous at the cutoff as well
     envelope_exponent: int = 6
     readout: Literal["sum", "mean"] = "sum"  #: over the atoms of a graph
+    first_element: int = 0  #: atomic number of the first row of the table of elements
+    last_element: int = MAX_ATOMIC_NUMBER  #: of its last row
+    max_neighbors: int = 0  #: OCP's limit: each atom hears its nearest neighbours only, and energies jump when those change; 0 for all
 
 
 class _CutSoftplus(torch.autograd.Function):
@@ -159,7 +164,8 @@ class SchNet(Potential):
         options = options or SchNetOptions()
         super().__init__(options.cutoff, "conservative")
         self.options = options
-        self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, options.width)
+        self.embedding = ElementTable(options.first_element, options.last_element, options.width)
+        self.know_elements(range(max(1, options.first_element), options.last_element + 1))
         self.basis = RadialBasis(options.basis, options.radial, options.cutoff)
         self.envelope = Envelope(options.envelope, options.cutoff, options.envelope_exponent)
         self.interactions = nn.ModuleList(Interaction(options) for _ in range(options.layers))
@@ -179,10 +185,11 @@ class SchNet(Potential):
         return self.options.layers
 
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
-        graph = batch.graph(self.cutoff)
-        pairs = graph.pairs
+        carried = edge_vector.is_leaf and edge_vector.requires_grad
+        graph, kept = limited_graph(batch.graph(self.cutoff), edge_vector, self.options.max_neighbors, symmetric=False)
+        pairs, edge_vector = graph.pairs, edge_vector if kept is None else edge_vector[kept]
         length = safe_length(edge_vector if pairs is None else edge_vector[graph.pair_edge])
-        convolve = self._convolutions(length, graph, carried=edge_vector.is_leaf and edge_vector.requires_grad)
+        convolve = self._convolutions(length, graph, carried=carried)
 
         scalar: Tensor = self.embedding(batch.atomic_numbers)
         layers = [scalar]

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastkd.data.batch import Batch
-from fastkd.models import PaiNN, PaiNNOptions, Potential, SchNet, SchNetOptions
+from fastkd.models import DimeNetPPOptions, GemNetOCOptions, MXMNetOptions, PaiNNOptions, PAMNetOptions, Potential, SchNetOptions
+from fastkd.models.factory import ARCHITECTURES
 from fastkd.models.ocp_graph import ocp_graph
 
 CUTOFF = 3.0
 BOX = 60.0  #: Å, so wide that images do not meet
 
+_DIMENET = DimeNetPPOptions(
+    width=8, layers=2, triplet_width=6, basis_width=4, output_width=7, degrees=4, radial=3, cutoff=CUTOFF, output_layers=1
+)
+GEMNET = GemNetOCOptions(
+    **dict.fromkeys(("before_skip", "after_skip", "concat", "atom_update", "after_atom", "atom_layers", "global_layers"), 1),
+    **dict.fromkeys(("triplet_in", "triplet_out", "quad_in", "quad_out", "pair_in", "pair_out", "radial", "layers"), 3),
+    **dict.fromkeys(("radial_width", "circular_width", "spherical_width", "spherical"), 3),
+    width=6,
+    edge_width=7,
+    cutoff=CUTOFF,
+)
 #: name → options of a small model, all with CUTOFF
-OPTIONS: dict[str, PaiNNOptions | SchNetOptions] = {
+OPTIONS: dict[str, Any] = {
     "painn": PaiNNOptions(width=8, layers=2, radial=6, cutoff=CUTOFF),
     "painn_bessel": PaiNNOptions(
         width=8, layers=2, radial=6, cutoff=CUTOFF, basis="bessel", envelope_exponent=6, layer_norm=True, residual_scaling=True
@@ -21,19 +36,49 @@ OPTIONS: dict[str, PaiNNOptions | SchNetOptions] = {
     "painn_exp_normal": PaiNNOptions(width=5, layers=2, radial=6, cutoff=CUTOFF, basis="exp_normal", fitted_scales=True),
     "painn_direct": PaiNNOptions(width=8, layers=2, radial=6, cutoff=CUTOFF, forces="direct"),
     "painn_ocp": PaiNNOptions.ocp(width=8, layers=2, radial=6, cutoff=CUTOFF),
+    "painn_schnetpack": PaiNNOptions(
+        width=8,
+        layers=3,
+        radial=6,
+        cutoff=CUTOFF,
+        envelope="cosine",
+        norm_epsilon=1e-6,
+        shared_filters=True,
+        shared_blocks=True,
+        last_element=9,
+    ),
     "schnet": SchNetOptions(width=8, filters=7, layers=2, radial=6, cutoff=CUTOFF),
     "schnet_smooth": SchNetOptions(width=8, filters=7, layers=2, radial=6, cutoff=CUTOFF, envelope="polynomial"),
+    "dimenet_pp": _DIMENET,
+    "dimenet_pp_ocp": replace(_DIMENET, output_bias=True, angle_forces=False, rounded_basis=True),
+    "mxmnet": MXMNetOptions(width=6, layers=2, radial=4, cutoff=CUTOFF, spherical=3, spherical_radial=2),
+    "mxmnet_smooth": MXMNetOptions(
+        width=6, layers=2, radial=4, cutoff=CUTOFF, spherical=3, spherical_radial=2, local="distance", local_distance=2.5, smooth=True
+    ),
+    "pamnet": PAMNetOptions(width=6, layers=2, radial=4, cutoff=CUTOFF, spherical=3, spherical_radial=2, local="distance"),
+    "pamnet_smooth": PAMNetOptions(width=6, layers=2, radial=4, cutoff=CUTOFF, spherical=3, spherical_radial=2, smooth=True),
+    "pamnet_s": PAMNetOptions(width=6, layers=2, radial=4, cutoff=CUTOFF, simple=True, covalent_factor=1.5, smooth=True),
+    "gemnet_oc": replace(GEMNET.smooth(), forces="conservative", layers=2),
+    "gemnet_oc_bessel": replace(
+        GEMNET.smooth(), forces="conservative", basis="bessel", envelope="exponential", angular="legendre_outer", layers=1
+    ),
+    "gemnet_oc_direct": replace(GEMNET, coupled_forces=True, quad_cutoff=2.5, atom_edge_cutoff=2.8, layers=1),
 }
-CONSERVATIVE = [name for name, options in OPTIONS.items() if "direct" not in name and name != "painn_ocp"]
+#: OCP's DimeNet++ leaves angles out of its forces
+CONSERVATIVE = [name for name in OPTIONS if "direct" not in name and "ocp" not in name]
 #: zero at the cutoff to second order; the others' filters are SchNet's cosine, or jump by design
-SMOOTH = ["painn", "painn_bessel", "painn_exp_normal", "schnet_smooth"]
+SMOOTH = [
+    *("painn", "painn_bessel", "painn_exp_normal", "schnet_smooth"),
+    *("dimenet_pp", "dimenet_pp_ocp", "mxmnet_smooth", "pamnet_smooth", "pamnet_s"),
+    *("gemnet_oc", "gemnet_oc_bessel"),
+]
 
 
 def make_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Potential:
     """A model with weights that are random throughout, biases included, so that no term hides behind a zero."""
     torch.manual_seed(seed)
     options = OPTIONS[name]
-    model = PaiNN(options) if isinstance(options, PaiNNOptions) else SchNet(options)
+    model = next(make for make, kind in ARCHITECTURES.values() if type(options) is kind)(options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -8,8 +8,19 @@ from safetensors.torch import save_file
 
 from fastkd.config import ModelConfig
 from fastkd.errors import CheckpointError, ConfigError
-from fastkd.models import PaiNN, SchNet, build_model, load_model, model_config_dict, save_model
-from fastkd.models.factory import read_header
+from fastkd.models import (
+    MXMNet,
+    MXMNetOptions,
+    PaiNN,
+    PAMNet,
+    PAMNetOptions,
+    SchNet,
+    build_model,
+    load_model,
+    model_config_dict,
+    save_model,
+)
+from fastkd.models.factory import ARCHITECTURES, read_header
 
 from .structures import OPTIONS, batch_of, make_model, random_molecule
 
@@ -52,6 +63,25 @@ def test_header_says_what_the_file_is(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student.json", "student.safetensors"]
 
 
+def test_the_offset_is_added_once_per_structure_and_older_files_have_none(tmp_path):
+    model, batch = make_model("schnet"), batch_of(random_molecule(5, 0), random_molecule(3, 1))
+    before = model(batch)
+    model.energy_offset.fill_(-0.75)
+    after = model(batch)
+    torch.testing.assert_close(after.energy, before.energy - 0.75)
+    assert torch.equal(after.atom_energy, before.atom_energy)
+    assert torch.equal(after.forces, before.forces)
+    file = save_model(model, tmp_path)
+    assert load_model(file).energy_offset == -0.75
+    state = {key: value.contiguous() for key, value in model.state_dict().items() if key != "energy_offset"}
+    save_file(state, file, metadata={"fastkd": json.dumps(read_header(file))})
+    assert load_model(file).energy_offset == 0
+    del state["energy_scale"]
+    save_file(state, file, metadata={"fastkd": json.dumps(read_header(file))})
+    with pytest.raises(CheckpointError, match="energy_offset"):
+        load_model(file)
+
+
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     file = save_model(make_model("painn"), tmp_path)
     before = file.read_bytes()
@@ -85,7 +115,7 @@ def test_truncated_foreign_and_missing_files(tmp_path):
     [
         ({"schema_version": 99}, "update fastkd"),
         ({"format": "other"}, "'other'"),
-        ({"architecture": "gemnet"}, "knows painn, schnet"),
+        ({"architecture": "gemnet"}, ", ".join(ARCHITECTURES)),
         ({"options": {"width": 8, "wings": 2}}, "unknown option 'wings'"),
         ({"options": {"width": 8}}, "tensors do not fit"),
         ({"options": {"basis": "gaussian", "radial": 1}}, "options do not make a model"),
@@ -109,6 +139,15 @@ def test_build_model():
     assert (schnet.options.filters, schnet.feature_widths["node"]) == (16, 16)
     with pytest.raises(ConfigError, match=r"model\.forces.*model\.kind=painn"):
         build_model(ModelConfig(kind="schnet", forces="direct"))
+    mxmnet = build_model(ModelConfig(kind="mxmnet", width=16, layers=3, radial=12, cutoff=4.0, smooth=True))
+    assert isinstance(mxmnet, MXMNet)
+    assert mxmnet.options == MXMNetOptions(width=16, layers=3, radial=12, cutoff=4.0, local="covalent", smooth=True)
+    with pytest.raises(ConfigError, match=r"model: local_distance is 2\.0 Å, beyond the cutoff of 1\.5 Å"):
+        build_model(ModelConfig(kind="mxmnet", cutoff=1.5, local="distance"))
+    for kind, simple in (("pamnet", False), ("pamnet_s", True)):
+        pamnet = build_model(ModelConfig(kind=kind, width=16, layers=3, radial=12, local="distance"))
+        assert isinstance(pamnet, PAMNet)
+        assert pamnet.options == PAMNetOptions(width=16, layers=3, radial=12, local="distance", simple=simple)
 
 
 def test_seed_determines_weights():

@@ -50,7 +50,7 @@ def test_both_ways_to_forces_agree(name):
         torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["painn", "schnet_smooth"])
+@pytest.mark.parametrize("name", ["painn", "schnet_smooth", "dimenet_pp"])
 def test_hessian_by_autograd_is_the_derivative_of_forces(name):
     model, batch, h = make_model(name), batch_of(MOLECULES[0]), 1e-6
     positions = batch.positions.clone().requires_grad_()
@@ -112,6 +112,7 @@ def test_energies_stay_double_when_the_model_is_cast():
     model.float().double().bfloat16()
     assert torch.equal(model.reference_energy, kept)
     assert model.energy_scale.dtype == torch.float64
+    assert model.energy_offset.dtype == torch.float64
     assert model.embedding.weight.dtype == torch.bfloat16
 
 

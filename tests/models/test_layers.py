@@ -11,6 +11,7 @@ from fastkd.models.layers import (
     RadialBasis,
     ScaledSiLU,
     ShiftedSoftplus,
+    SiLU,
     attach_derivative,
     rows_of,
     safe_length,
@@ -124,3 +125,23 @@ def test_norm_and_gated_block_of_zero_vectors():
 def test_impossible_bases(kind, size):
     with pytest.raises(ValueError, match="cannot have"):
         RadialBasis(kind, size, 5.0)
+
+
+def test_silu_and_its_derivatives_are_torchs():
+    x = torch.tensor([-40.0, -3.0, -0.5, 0.0, 1e-3, 2.0, 40.0], dtype=torch.float64, requires_grad=True)
+    rows = []
+    for act in (SiLU(), torch.nn.SiLU()):
+        value, orders = act(x), []
+        for _ in range(4):
+            orders.append(value)
+            (value,) = torch.autograd.grad((value * (1 + x)).sum(), x, create_graph=True)
+        (last,) = torch.autograd.grad(value.sum(), x)
+        rows.append(torch.stack([*orders, value, last]))
+    torch.testing.assert_close(*rows, rtol=1e-12, atol=1e-13)
+    assert torch.autograd.gradgradcheck(SiLU(), (x,))
+
+
+def test_silu_where_no_gradient_is_wanted():
+    x = torch.linspace(-3, 3, 7)
+    assert torch.equal(SiLU()(x), torch.nn.functional.silu(x))
+    assert not SiLU()(x).requires_grad

@@ -12,6 +12,7 @@ from fastkd.models.ocp import load_painn, load_schnet
 from tests import parity
 
 FILES = sorted((Path(__file__).parents[1] / "fixtures" / "parity").glob("ocp_[ps]*.safetensors"))
+MULTIPLEX = sorted((Path(__file__).parents[1] / "fixtures" / "parity").glob("[mp]*net_qm9.safetensors"))
 
 
 def write(path, file, **changes):
@@ -22,11 +23,12 @@ def write(path, file, **changes):
     return path
 
 
-def test_the_four_files_are_here():
+def test_the_files_are_here():
+    assert [path.stem for path in MULTIPLEX] == ["mxmnet_qm9", "pamnet_qm9"]
     assert [path.stem for path in FILES] == ["ocp_painn_molecules", "ocp_painn_slabs", "ocp_schnet_molecules", "ocp_schnet_slabs"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, *MULTIPLEX], ids=lambda path: path.stem)
 def test_every_output_agrees(path):
     file = parity.read(path)
     comparisons = parity.compare(file)
@@ -34,7 +36,7 @@ def test_every_output_agrees(path):
     assert max(item.relative for item in comparisons) < 1e-12  # three digits inside the tolerance
 
 
-@pytest.mark.parametrize("path", FILES[::2], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES[::2], *MULTIPLEX], ids=lambda path: path.stem)
 def test_a_wrong_output_is_noticed(path, tmp_path, capsys):
     file = parity.read(path)
     for output in file.outputs:
@@ -52,7 +54,7 @@ def test_exit_statuses(tmp_path, capsys):
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
     for name, message in [
         ("broken", "not a readable"),
-        ("other", "pamnet is not supported yet"),
+        ("other", "unexpected tensor 'some.weight'"),
         ("plain", "no 'config'"),
         ("none", "none"),
     ]:

@@ -158,7 +158,7 @@ def test_periodic_supercell_has_n_times_the_energy(name):
     close(many.forces, one.forces.repeat(6, 1))
 
 
-@pytest.mark.parametrize("name", ["painn", "schnet"])
+@pytest.mark.parametrize("name", ["painn", "schnet", "dimenet_pp"])
 def test_graph_with_cut_off_neighbours_still_has_exact_forces(name):
     model, (z, x) = make_model(name), MOLECULES[1]
     batch = batch_of((z, x), max_neighbors=3)

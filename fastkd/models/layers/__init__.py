@@ -1,14 +1,18 @@
 """Small blocks that several models share: radial bases, cutoff envelopes, activations and edge filters."""
 
-from .activations import Activation, ScaledSiLU, ShiftedSoftplus, activation
+from .activations import Activation, ScaledSiLU, ShiftedSoftplus, SiLU, activation
+from .elements import ElementTable
 from .filters import attach_derivative, rows_of, with_bias
+from .gather import node_to_edge
 from .mlp import GatedEquivariantBlock, dense, safe_length, vector_norm
 from .radial import BasisKind, Envelope, EnvelopeKind, RadialBasis
+from .spherical import SphericalRadial, bessel_norms, bessel_zeros, legendre, spherical_bessel
 from .tables import FilterMethod, FilterTables
 
 __all__ = [
     "Activation",
     "BasisKind",
+    "ElementTable",
     "Envelope",
     "EnvelopeKind",
     "FilterMethod",
@@ -17,11 +21,18 @@ __all__ = [
     "RadialBasis",
     "ScaledSiLU",
     "ShiftedSoftplus",
+    "SiLU",
+    "SphericalRadial",
     "activation",
     "attach_derivative",
+    "bessel_norms",
+    "bessel_zeros",
     "dense",
+    "legendre",
+    "node_to_edge",
     "rows_of",
     "safe_length",
+    "spherical_bessel",
     "vector_norm",
     "with_bias",
 ]
