@@ -1,4 +1,4 @@
-"""The command line: ``fastkd train · eval · convert · inspect · report``.
+"""The command line: ``fastkd train · eval · convert · label · inspect · report``.
 
 Exit codes: 0 done; 2 a mistake that the message says how to mend; 130 and 143 stopped by Ctrl-C and SIGTERM with a checkpoint
 written; 1 with a traceback for our own bugs.
@@ -68,7 +68,7 @@ def _parser(given: Sequence[str], program: str | None) -> argparse.ArgumentParse
         if name in given[:1]:
             if program:
                 command.prog = program
-            add_arguments(command)
+            _SPECIAL.get(tuple(given[:2]), add_arguments)(command)
     return parser
 
 
@@ -140,8 +140,31 @@ def _eval(args: argparse.Namespace) -> int:
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     from fastkd.data.commands import add_convert_arguments, run_convert
 
+    parser.epilog = "fastkd convert checkpoint FILE OUT makes a model of one that another package trained."
     add_convert_arguments(parser)
     parser.set_defaults(handler=run_convert)
+
+
+def _add_convert_checkpoint(parser: argparse.ArgumentParser) -> None:
+    from fastkd.models.convert_command import add_checkpoint_arguments, run_convert_checkpoint
+
+    parser.description = "Make a checkpoint of fastkd from one of OCP, fairchem-core 1.x or SchNetPack, or say what such a file holds."
+    add_checkpoint_arguments(parser)
+    parser.set_defaults(handler=run_convert_checkpoint)
+
+
+def _add_label(parser: argparse.ArgumentParser) -> None:
+    from fastkd.engine.teacher_commands import add_label_arguments, run_label
+
+    add_label_arguments(parser)
+    parser.set_defaults(handler=run_label)
+
+
+def _add_inspect_teacher(parser: argparse.ArgumentParser) -> None:
+    from fastkd.engine.teacher_commands import add_inspect_teacher_arguments, run_inspect_teacher
+
+    add_inspect_teacher_arguments(parser)
+    parser.set_defaults(handler=run_inspect_teacher)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -161,10 +184,14 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train, distil, compare", _add_train),
     "eval": ("errors of a model on a data set", _add_eval),
-    "convert": ("make a data set from extxyz, npz or anything that ASE reads", _add_convert),
-    "inspect": ("say what a data set or a model holds", _add_inspect),
+    "convert": ("make a data set from extxyz, npz or anything that ASE reads, or a model from a foreign checkpoint", _add_convert),
+    "label": ("label a data set with a teacher", _add_label),
+    "inspect": ("say what a data set or a model holds; `inspect teacher …`: what can be captured in a teacher", _add_inspect),
     "report": ("make table and report of a finished run or comparison again", _add_report),
 }
+
+#: What has arguments of its own. A file that is really called so is ./teacher.
+_SPECIAL = {("convert", "checkpoint"): _add_convert_checkpoint, ("inspect", "teacher"): _add_inspect_teacher}
 
 
 if __name__ == "__main__":

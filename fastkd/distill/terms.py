@@ -189,6 +189,9 @@ def build_terms(config: DistillConfig, student: Offer, teacher: Offer, *, seed: 
         where = f"distill.terms[{i}] ({item.kind})"
         _check_options(item, where)
         if item.kind in OUTPUT_KINDS:
+            if item.kind not in teacher.outputs:
+                have = ", ".join(sorted(teacher.outputs)) or "features only"
+                raise ConfigError(f"{where} needs {item.kind} of the teacher, but {teacher.name} predicts {have}; drop the term")
             terms.append(OutputTerm(name, item, student, teacher))
         else:
             terms.append(_feature_term(name, item, where, student, teacher, generator))

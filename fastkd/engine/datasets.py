@@ -19,8 +19,12 @@ from fastkd.data.reader import DataFile
 from fastkd.data.reference import References, compositions, fit_reference, force_rms, make_references
 from fastkd.data.sampler import BatchSampler, Caps
 from fastkd.data.select import elements, select
-from fastkd.errors import DataError
+from fastkd.errors import ConfigError, DataError
 from fastkd.models.base import Potential
+from fastkd.teachers import BaseTeacher
+
+#: Structures that a teacher is tried on before a run.
+SAMPLE = 3
 
 
 class TrainingBatches:
@@ -107,35 +111,48 @@ class RunData:
         )
         return TrainingBatches(dataset, sampler, self.device)
 
-    def teacher_batches(self, cutoff: float) -> Iterator[Batch]:
-        """Every training structure once, in an order that depends on nothing but the selection."""
-        return self._moved(self.dataset(cutoff), self.selection.train)
+    def teacher_batches(self, cutoff: float | None) -> Iterator[Batch]:
+        """Every training structure once, in an order that depends on nothing but the selection; no cutoff, no neighbour graph."""
+        return self._moved(self.dataset(*_given(cutoff)), self.selection.train)
+
+    def sample(self, cutoff: float | None) -> Batch:
+        """A few training structures, to look at what a teacher makes of them."""
+        return self.dataset(*_given(cutoff)).batch(self.selection.train[:SAMPLE].tolist()).to(self.device)
 
     def val_batches(self) -> list[Batch]:
         """The validation structures, made once and kept."""
         return list(self._moved(self.dataset(self.config.model.cutoff), self.selection.val))
 
-    def test_batches(self, cutoff: float) -> list[Batch]:
-        """The test structures with a neighbour graph of a cutoff."""
-        return list(self._moved(self.dataset(cutoff), self.selection.test))
+    def test_batches(self, cutoff: float | None) -> list[Batch]:
+        """The test structures with a neighbour graph of a cutoff, if any."""
+        return list(self._moved(self.dataset(*_given(cutoff)), self.selection.test))
 
-    def apply_references(self, student: Potential, teacher: Potential | None) -> None:
+    def apply_references(self, student: Potential, teacher: BaseTeacher | None) -> None:
         """Give a student its reference energies, energy scale and known elements.
 
         Fitted references are as near to the teacher's as the labels allow, so that energies of single atoms can be compared; without any
         label they are the teacher's.
+
+        Raises:
+            ConfigError: if there is no label, and the teacher's reference energies are not known.
         """
+        known = teacher.reference_energy if teacher is not None else None
         if len(self.selection.labelled) or teacher is None:
             references = self.references
-            if teacher is not None and references.how == "fit":
-                references = fit_reference(self._counts, self._energy, prior=teacher.reference_energy.cpu().numpy())
+            if known is not None and references.how == "fit":
+                references = fit_reference(self._counts, self._energy, prior=known.cpu().numpy())
             student.reference_energy.copy_(torch.from_numpy(references.energies))
             student.energy_scale.fill_(self.energy_scale)
         else:
-            student.reference_energy.copy_(teacher.reference_energy)
+            if known is None:
+                raise ConfigError(
+                    f"the reference energies of the teacher {teacher.source} are not known, and there is no label to fit them to; label some "
+                    "structures with the teacher (fastkd label), and set data.labelled"
+                )
+            student.reference_energy.copy_(known)
             student.energy_scale.copy_(teacher.energy_scale)
-        student.known_element.fill_(False)
-        student.known_element[sorted(elements(self.file, self.selection.train))] = True
+            student.energy_offset.copy_(teacher.energy_offset)
+        student.know_elements(elements(self.file, self.selection.train))
 
     def require_elements(self, known: Tensor, who: str) -> None:
         """Make sure that a model knows every element of the training and test structures.
@@ -149,6 +166,10 @@ class RunData:
     def _moved(self, dataset: StructureDataset, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Batch]:
         for batch in dataset.batches(indices.tolist()):
             yield batch.to(self.device)
+
+
+def _given(cutoff: float | None) -> tuple[float, ...]:
+    return () if cutoff is None else (cutoff,)
 
 
 def refuse_unknown_elements(numbers: Sequence[int], known: Tensor, who: str) -> None:

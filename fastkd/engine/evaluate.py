@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,29 +13,48 @@ from torch import Tensor
 from fastkd.analysis.runs import Predictions
 from fastkd.data.batch import Batch
 from fastkd.errors import DataError
-from fastkd.models.base import Potential
+from fastkd.models.base import Potential, Prediction
+from fastkd.teachers import BaseTeacher, TeacherOutput
 
 
-def predict(model: Potential, batches: Iterable[Batch]) -> Predictions:
+@contextlib.contextmanager
+def frozen(model: Potential | BaseTeacher) -> Iterator[Callable[[Batch], Prediction | TeacherOutput]]:
+    """A function from a batch to energies and forces without gradients; a model is put back into the mode it was in."""
+    if isinstance(model, BaseTeacher):
+        yield lambda batch: model(batch, frozenset({"energy", "forces"}))
+        return
+    was_training = model.training
+    model.eval()
+
+    def ask(batch: Batch) -> Prediction:
+        with torch.no_grad():
+            return model(batch, forces=True, create_graph=False)  # type: ignore[no-any-return]
+
+    try:
+        yield ask
+    finally:
+        model.train(was_training)
+
+
+def predict(model: Potential | BaseTeacher, batches: Iterable[Batch]) -> Predictions:
     """Predictions and labels, structure after structure.
 
     Args:
-        model: is left in the mode it was in.
+        model: ours, which is left in the mode it was in, or any teacher that predicts energies and forces.
         batches: on the model's device and in its dtype, each with the neighbour graph of ``model.cutoff``.
 
     Raises:
         DataError: if there is no structure, or one without labels.
     """
-    was_training = model.training
-    model.eval()
     columns: dict[str, list[Tensor]] = {}
-    try:
+    with frozen(model) as ask:
         for batch in batches:
             if not bool(batch.labelled.all()):
                 number = int(batch.structure_index[~batch.labelled][0])
                 raise DataError(f"structure {number} has no labels, so it cannot be evaluated on; take it out of the split")
-            with torch.no_grad():
-                prediction = model(batch, forces=True, create_graph=False)
+            prediction = ask(batch)
+            assert prediction.energy is not None
+            assert prediction.forces is not None
             found = {
                 "structure_index": batch.structure_index,
                 "natoms": batch.atom_ptr.diff(),
@@ -46,28 +66,21 @@ def predict(model: Potential, batches: Iterable[Batch]) -> Predictions:
             }
             for name, value in found.items():
                 columns.setdefault(name, []).append(value.detach())
-    finally:
-        model.train(was_training)
     if not columns:
         raise DataError("there is no structure to evaluate on; check the name of the split, and data.systems")
     return Predictions(**{name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()})
 
 
-def inference_rate(model: Potential, batches: Sequence[Batch], repeats: int) -> float:
+def inference_rate(model: Potential | BaseTeacher, batches: Sequence[Batch], repeats: int) -> float:
     """Atoms per second of energies and forces: the median of ``repeats`` timed passes, after one that is not counted."""
-    was_training = model.training
-    model.eval()
     seconds = []
-    try:
+    with frozen(model) as ask:
         for repeat in range(repeats + 1):
             started = time.perf_counter()
             for batch in batches:
-                with torch.no_grad():
-                    model(batch, forces=True, create_graph=False)
+                ask(batch)
             if batches[0].positions.device.type == "cuda":
                 torch.cuda.synchronize(batches[0].positions.device)
             if repeat:
                 seconds.append(time.perf_counter() - started)
-    finally:
-        model.train(was_training)
     return sum(batch.num_atoms for batch in batches) / float(np.median(seconds))

@@ -27,6 +27,7 @@ from fastkd.engine.state import Checkpoint, load_optimizer_state, optimizer_stat
 from fastkd.engine.step import Trainee, train_step
 from fastkd.errors import CheckpointError, TrainingError
 from fastkd.files import cannot_write
+from fastkd.teachers import BaseTeacher, LiveTeacher
 
 #: Units of the columns of metrics.csv that every run has; the losses come in between.
 _FIRST_UNITS = {"step": "1", "learning_rate": "1"}
@@ -39,6 +40,8 @@ _LAST_UNITS = {
     "data_wait": "%",
     "seconds": "s",
 }
+#: In runs with a live teacher: its time per batch, and its share of the time of a step.
+_TEACHER_UNITS = {"teacher_ms": "ms", "teacher_share": "%"}
 
 
 class Batches(Protocol):
@@ -74,6 +77,7 @@ class Job:
     schedule: Schedule
     batches: Batches
     val_batches: Sequence[Batch]
+    teacher: BaseTeacher | None = None
     threads: int = 0  #: CPU threads, kept in the checkpoint because sums may round differently with another number
     progress: Progress = field(default_factory=Progress)
 
@@ -134,7 +138,7 @@ def train(job: Job, console: Console | None = None) -> None:
         CheckpointError: if the folder cannot be written any more; the last checkpoint is kept.
     """
     config, progress = job.config.train, job.progress
-    clock = _Clock(progress.seconds)
+    clock = _Clock(progress.seconds, job.trainee.teacher)
     curve: CurveWriter | None = None
     with StopRequest() as stop, Reporter(job.label, config.steps, progress.step, console) as reporter:
         while not job.finished:
@@ -164,6 +168,8 @@ def open_curve(job: Job, losses: Sequence[str]) -> CurveWriter:
     units = {"loss_energy": "eV", "loss_forces": "eV/Å", "loss_total": "1"}
     units |= {f"loss_kd_{name}": unit for name, unit in (terms.units.items() if terms is not None else ())}
     columns = _FIRST_UNITS | {f"loss_{name}": units.get(f"loss_{name}", "1") for name in losses} | _LAST_UNITS
+    if isinstance(job.trainee.teacher, LiveTeacher):
+        columns |= _TEACHER_UNITS
     # rows of this very step and later are written again, with the same numbers
     try:
         return CurveWriter(job.folder, columns, resume_step=job.progress.step - 1)
@@ -197,11 +203,12 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
     row |= {"val_energy_mae": 1e3 * errors.energy_mae_per_atom, "val_forces_mae": 1e3 * errors.forces_mae}
     row |= {"val_forces_cosine": errors.forces_cosine, "val_score": score}
     row |= {"atoms_per_second": clock.rate, "data_wait": clock.wait_percent, "seconds": clock.seconds}
+    row |= clock.teacher(job.trainee.teacher)
     try:
         curve.append(row)
     except OSError as error:
         raise CheckpointError(cannot_write(curve.path, error)) from error
-    reporter.evaluated(row["val_energy_mae"], row["val_forces_mae"])
+    reporter.evaluated(row["val_energy_mae"], row["val_forces_mae"], row.get("teacher_ms"), row.get("teacher_share"))
 
 
 def _add_losses(progress: Progress, losses: dict[str, Tensor]) -> None:
@@ -213,8 +220,10 @@ def _add_losses(progress: Progress, losses: dict[str, Tensor]) -> None:
 class _Clock:
     """Where the time of this process went; evaluations and checkpoints of the best are not counted as training."""
 
-    def __init__(self, seconds_before: float) -> None:
+    def __init__(self, seconds_before: float, teacher: object = None) -> None:
         self._started = time.perf_counter()
+        # counted from here: runs of one process share a teacher
+        self._taught = (teacher.cost.settle(), teacher.cost.batches) if isinstance(teacher, LiveTeacher) else (0.0, 0)
         self._before = seconds_before
         self.waited = self.paused = 0.0
         self.atoms = 0
@@ -239,6 +248,13 @@ class _Clock:
     def rate(self) -> float:
         """Atoms per second in training."""
         return self.atoms / self._training
+
+    def teacher(self, teacher: object) -> dict[str, float]:
+        """What a live teacher takes: milliseconds per batch, percent of training. Waits for its device; nothing for any other."""
+        if not isinstance(teacher, LiveTeacher):
+            return {}
+        seconds, batches = teacher.cost.settle() - self._taught[0], teacher.cost.batches - self._taught[1]
+        return {"teacher_ms": 1e3 * seconds / max(batches, 1), "teacher_share": 100.0 * seconds / self._training}
 
     @property
     def wait_percent(self) -> float:

@@ -25,7 +25,7 @@ from fastkd.engine.state import has_checkpoint, load_checkpoint
 from fastkd.engine.threads import thread_count
 from fastkd.errors import CheckpointError, ConfigError, DataError
 from fastkd.files import cannot_write, write_atomically
-from fastkd.models import Potential, save_model
+from fastkd.models import save_model
 
 TEACHER = "teacher"
 #: Columns that the table needs; narrower terminals and log files get plain lines, which do not lose digits.
@@ -93,7 +93,7 @@ def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
         predictions = predict(student, batches)
         metrics = predictions.metrics()
         rate = inference_rate(student, batches, config.run.inference_repeats)
-        save_model(student, job.folder, provenance(config, data, metrics, best.step))
+        save_model(student, job.folder, provenance(config, data, metrics, best.step) | _teacher_card(job))
     predictions.save(job.folder)
     summary = RunSummary(
         name=name,
@@ -109,6 +109,11 @@ def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
         extra={"best_step": best.step, "steps": config.train.steps, "val_score": job.progress.best, "threads": job.threads},
     )
     summary.save(job.folder)
+
+
+def _teacher_card(job: Job) -> dict[str, Any]:
+    """Whom the student learned from, and under which licence that was given away; goes into the model file."""
+    return {"teacher": job.teacher.card()} if job.teacher is not None else {}
 
 
 def provenance(config: Config, data: RunData, metrics: Metrics, step: int) -> dict[str, Any]:
@@ -128,9 +133,12 @@ def provenance(config: Config, data: RunData, metrics: Metrics, step: int) -> di
 def measure_teacher(config: Config, bench: Workbench, folder: Path) -> None:
     """The teacher's errors on the same test structures, as a run of its own."""
     teacher = bench.teacher(config)
-    model: Potential = teacher.potential
+    teacher.start(bench.data(config).sample(teacher.cutoff))
+    if not teacher.complete:
+        bench.say(f"{teacher.offer.name} predicts no energies and forces, so it is not in the table")
+        return
     batches = bench.data(config).test_batches(teacher.cutoff)
-    predictions = predict(model, batches)
+    predictions = predict(teacher, batches)
     folder.mkdir(parents=True, exist_ok=True)
     predictions.save(folder)
     RunSummary(
@@ -140,9 +148,9 @@ def measure_teacher(config: Config, bench: Workbench, folder: Path) -> None:
         seed=config.run.seed,
         order=-1,
         parameters=teacher.num_parameters,
-        atoms_per_second=inference_rate(model, batches, config.run.inference_repeats),
+        atoms_per_second=inference_rate(teacher, batches, config.run.inference_repeats),
         test=predictions.metrics(),
-        extra={"path": config.teacher.path, "sha256": teacher.hash},
+        extra={"path": config.teacher.path, "sha256": teacher.hash, "licence": teacher.licence},
     ).save(folder)
 
 

@@ -24,7 +24,8 @@ from fastkd.engine.step import Trainee, label_loss, make_optimizer, trainable
 from fastkd.engine.threads import choose_threads, thread_count
 from fastkd.errors import ConfigError
 from fastkd.models import Potential, build_model
-from fastkd.teachers import CachedTeacher, LiveTeacher, Offer, Teacher, TeacherOutput, load_teacher
+from fastkd.teachers import BaseTeacher, CachedTeacher, Feature, LiveTeacher, Offer, TeacherOutput, load_teacher
+from fastkd.teachers.loading import is_foreign
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -36,7 +37,7 @@ class Workbench:
     """What the runs of one process share."""
 
     say: Say = print
-    teachers: dict[str, Teacher] = field(default_factory=dict)
+    teachers: dict[str, BaseTeacher] = field(default_factory=dict)
     caches: list[tuple[str, frozenset[int], CachedTeacher]] = field(default_factory=list)
     files: dict[str, DataFile] = field(default_factory=dict)
     shown: set[str] = field(default_factory=set)  #: data sets whose card has been shown
@@ -52,15 +53,21 @@ class Workbench:
             self.say(data.card)
         return data
 
-    def teacher(self, config: Config) -> Teacher:
-        """The teacher of a config, on the run's device and in its dtype."""
-        device = choose_device(config.run.device)
-        key = f"{config.teacher.path} {device} {config.run.dtype}"
+    def teacher(self, config: Config) -> BaseTeacher:
+        """The teacher of a config; where the config leaves it open, on the run's device and, if it is ours, in the run's dtype."""
+        asked = config.teacher
+        device = choose_device(config.run.device if asked.device == "auto" else asked.device, "teacher.device")
+        own = config.run.dtype if not is_foreign(asked.path) else ""
+        dtype = own if asked.dtype == "auto" else asked.dtype
+        key = f"{asked.path} {asked.options} {asked.features} {device} {dtype}"
         if key not in self.teachers:
-            self.teachers[key] = load_teacher(config.teacher.path, device=device, dtype=DTYPES[config.run.dtype])
+            features = [Feature(**item.model_dump()) for item in asked.features]
+            self.teachers[key] = load_teacher(
+                asked.path, options=asked.options, features=features, device=device, dtype=DTYPES[dtype] if dtype else None
+            )
         return self.teachers[key]
 
-    def source(self, config: Config, teacher: Teacher, terms: Terms, data: RunData) -> Callable[[Batch], TeacherOutput]:
+    def source(self, config: Config, teacher: BaseTeacher, terms: Terms, data: RunData) -> Callable[[Batch], TeacherOutput]:
         """Where a run gets its teacher's outputs: live, or from a cache of every training structure, shared where it covers them."""
         if config.teacher.cache == "none":
             return LiveTeacher(teacher, terms.needs)
@@ -71,12 +78,12 @@ class Workbench:
                 return cache
         cache = CachedTeacher.build(teacher, terms.needs, data.teacher_batches(teacher.cutoff), dataset_hash=data.hash)
         self.caches.append((key, wanted, cache))
-        self.say(f"teacher outputs kept in memory: {cache.cost}")
+        self.say(f"teacher outputs kept in memory: {cache.cost}, {1e3 * cache.cost.seconds / max(cache.cost.batches, 1):.1f} ms per batch")
         return cache
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of ``run.device``; auto takes CUDA where there is one.
+def choose_device(name: str, key: str = "run.device") -> torch.device:
+    """The device that a config names under ``key``; auto takes CUDA where there is one.
 
     Raises:
         ConfigError: if the name is no device, or there is none such.
@@ -86,15 +93,15 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"run.device = {name!r}: must be auto, cpu, cuda or cuda:N") from None
+        raise ConfigError(f"{key} = {name!r}: must be auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"run.device = {name!r}: must be auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"{key} = {name!r}: must be auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise ConfigError(f"run.device = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; set run.device=auto")
+        raise ConfigError(f"{key} = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; set {key}=auto")
     return device
 
 
-def new_student(config: Config, data: RunData, device: torch.device, teacher: Potential | None = None) -> Potential:
+def new_student(config: Config, data: RunData, device: torch.device, teacher: BaseTeacher | None = None) -> Potential:
     """A student with weights from ``run.seed`` alone, reference energies and energy scale from the labelled training structures."""
     # only the CPU's generator is forked and seeded: weights are drawn there, and no caller's random numbers change
     with torch.random.fork_rng(devices=[]):
@@ -124,22 +131,27 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
     teacher = bench.teacher(config) if config.teacher.path else None
     data = bench.data(config)
     if teacher is not None:
-        data.require_elements(teacher.potential.known_element, f"the teacher {config.teacher.path}")
-    student = new_student(config, data, device, teacher.potential if teacher is not None else None)
+        data.require_elements(teacher.known_element, f"the teacher {config.teacher.path}")
+        teacher.start(data.sample(teacher.cutoff))
+    student = new_student(config, data, device, teacher)
     checkpoint = load_checkpoint(config.run.dir) if resume else None
     bench.threads = _threads(config, bench, student, data, stored=int(checkpoint.tree["threads"]) if checkpoint else 0)
     with thread_count(bench.threads):
         trainee = _trainee(config, bench, student, teacher, data)
         # a cached teacher needs no neighbour graph of its own
-        cutoffs = {config.model.cutoff} | ({teacher.cutoff} if teacher is not None and isinstance(trainee.teacher, LiveTeacher) else set())
-        job = Job(label, config, trainee, Schedule(config.train), data.training_batches(*cutoffs), data.val_batches(), bench.threads)
+        cutoffs = {config.model.cutoff}
+        if isinstance(trainee.teacher, LiveTeacher) and trainee.teacher.teacher.cutoff is not None:
+            cutoffs.add(trainee.teacher.teacher.cutoff)
+        job = Job(
+            label, config, trainee, Schedule(config.train), data.training_batches(*cutoffs), data.val_batches(), teacher, bench.threads
+        )
     if checkpoint is not None:
         job.restore(checkpoint)
         bench.say(f"{label}: going on from step {checkpoint.step} of {config.train.steps}")
     return job, data
 
 
-def _trainee(config: Config, bench: Workbench, student: Potential, teacher: Teacher | None, data: RunData) -> Trainee:
+def _trainee(config: Config, bench: Workbench, student: Potential, teacher: BaseTeacher | None, data: RunData) -> Trainee:
     terms = source = None
     if teacher is not None and config.distill.terms:
         terms = build_terms(config.distill, Offer.of(student, "student"), teacher.offer, seed=config.run.seed)

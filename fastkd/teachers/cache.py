@@ -22,10 +22,11 @@ from torch import Tensor
 
 from fastkd.data.batch import Batch
 from fastkd.errors import CheckpointError, DataError
+from fastkd.teachers.base import BaseTeacher, TeacherCost
 from fastkd.teachers.output import Need, TeacherOutput
-from fastkd.teachers.teacher import Teacher, TeacherCost
 
 _PER_ATOM = ("forces", "atom_energy", "node", "vector", "edge_sum", "edge_vector_sum", "degree")
+_PER_STRUCTURE = ("energy", "graph_feature", "stress")
 
 
 class CachedTeacher:
@@ -36,7 +37,7 @@ class CachedTeacher:
         *,
         teacher_hash: str,
         dataset_hash: str,
-        cutoff: float,
+        cutoff: float | None,
         needs: frozenset[Need],
         slot: Tensor,
         atom_start: Tensor,
@@ -55,7 +56,7 @@ class CachedTeacher:
         self._values = values
 
     @classmethod
-    def build(cls, teacher: Teacher, needs: frozenset[Need], batches: Iterable[Batch], *, dataset_hash: str) -> CachedTeacher:
+    def build(cls, teacher: BaseTeacher, needs: frozenset[Need], batches: Iterable[Batch], *, dataset_hash: str) -> CachedTeacher:
         """Run the teacher once over every structure.
 
         Args:
@@ -67,11 +68,11 @@ class CachedTeacher:
         Raises:
             DataError: if a structure comes twice, or there is none.
         """
-        started = time.perf_counter()
+        started, live = time.perf_counter(), TeacherCost()
         structures, positions, counts = [], [], []
         parts: dict[str, list[Tensor]] = {}
         for batch in batches:
-            output = teacher(batch, needs)
+            output = live.measured(teacher, batch, needs)
             structures.append(batch.structure_index)
             positions.append(batch.positions.detach())
             counts.append(batch.atom_ptr.diff())
@@ -92,6 +93,7 @@ class CachedTeacher:
             structures=len(index),
             atoms=int(atom_start[-1]),
             bytes=sum(tensor.numel() * tensor.element_size() for tensor in kept),
+            batches=live.batches,
         )
         return cls(
             teacher_hash=teacher.hash,
@@ -135,9 +137,8 @@ class CachedTeacher:
         if batch.positions.device.type == "cpu":
             self._check_geometry(batch, slots, atoms)
         gathered = {name: self._values[name].index_select(0, atoms) for name in _PER_ATOM if name in self._values}
-        if "energy" in self._values:
-            gathered["energy"] = self._values["energy"].index_select(0, slots)
-        graph = batch.graphs.get(self.cutoff)
+        gathered |= {name: self._values[name].index_select(0, slots) for name in _PER_STRUCTURE if name in self._values}
+        graph = None if self.cutoff is None else batch.graphs.get(self.cutoff)
         return TeacherOutput(graph=None if graph is None else graph.csr, cutoff=self.cutoff, **gathered)
 
     def _slots(self, batch: Batch) -> Tensor:

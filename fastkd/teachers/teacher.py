@@ -9,35 +9,16 @@ Example:
 from __future__ import annotations
 
 import hashlib
-import time
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
+from typing import Self
 
 import torch
-from fastkd_kernels import edge_to_node, edge_to_node_both, edge_to_node_vector
+from fastkd_kernels import CSRGraph, edge_to_node, edge_to_node_both, edge_to_node_vector
 from torch import Tensor
 
-from fastkd.data.batch import Batch
-from fastkd.errors import CheckpointError
-from fastkd.models import Features, Potential, load_model
+from fastkd.data.batch import Batch, NeighborGraph
+from fastkd.models import Features, Potential
+from fastkd.teachers.base import BaseTeacher, TeacherCost
 from fastkd.teachers.output import Need, Offer, TeacherOutput
-
-EMBEDDED = "embedded"
-
-
-@dataclass
-class TeacherCost:
-    """What a teacher has cost so far."""
-
-    seconds: float = 0.0  #: s, spent in the teacher
-    structures: int = 0  #: computed, counting repeats
-    atoms: int = 0
-    bytes: int = 0  #: kept in memory; 0 for a live teacher
-
-    def __str__(self) -> str:
-        kept = f", {self.bytes / 1e6:.1f} MB kept" if self.bytes else ""
-        return f"teacher: {self.structures} structures ({self.atoms} atoms) in {self.seconds:.1f} s{kept}"
 
 
 def state_hash(model: torch.nn.Module) -> str:
@@ -49,34 +30,55 @@ def state_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-class Teacher:
+class Teacher(BaseTeacher):
     """A potential that is only looked at: frozen, in evaluation mode, and outside of any module, so that no state dict holds it.
 
     Args:
         potential: the model. It is taken over: set to evaluation mode, its parameters no longer require gradients.
         source: where it came from, for messages and reports.
+        licence: of its weights, if its file says so.
     """
 
-    def __init__(self, potential: Potential, source: str = "") -> None:
+    def __init__(self, potential: Potential, source: str = "", licence: str = "") -> None:
         self.potential = potential.eval().requires_grad_(False)
-        self.source = source
+        self.source, self.licence = source, licence
         self.offer = Offer.of(potential, "teacher")
         self.hash = state_hash(potential)
 
     @property
-    def cutoff(self) -> float:
+    def cutoff(self) -> float:  # type: ignore[override]
         """Å; batches must be collated with the neighbour graph of this cutoff."""
         return self.potential.cutoff
 
     @property
-    def num_parameters(self) -> int:
+    def num_parameters(self) -> int:  # type: ignore[override]
         return sum(parameter.numel() for parameter in self.potential.parameters())
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
         return next(self.potential.parameters()).dtype
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Teacher:
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return next(self.potential.parameters()).device
+
+    @property
+    def known_element(self) -> Tensor:  # type: ignore[override]
+        return self.potential.known_element.cpu()
+
+    @property
+    def reference_energy(self) -> Tensor:  # type: ignore[override]
+        return self.potential.reference_energy.cpu()
+
+    @property
+    def energy_scale(self) -> Tensor:  # type: ignore[override]
+        return self.potential.energy_scale
+
+    @property
+    def energy_offset(self) -> Tensor:
+        return self.potential.energy_offset
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the model in place; its reference energies stay in float64."""
         self.potential.to(device=device, dtype=dtype)
         return self
@@ -91,12 +93,18 @@ class Teacher:
         Returns:
             What was asked for, detached. With edge needs, also the edge features themselves with their graph and directions.
         """
-        if batch.positions.dtype != self.dtype:
-            batch = batch.to(dtype=self.dtype)
+        home = batch.positions.device
+        if batch.positions.dtype != self.dtype or home != self.device:
+            batch = batch.to(device=self.device if self.device != home else None, dtype=self.dtype)
+        output = self._ask(batch, needs)
+        return output if self.device == home else output.to(home)
+
+    def _ask(self, batch: Batch, needs: frozenset[Need]) -> TeacherOutput:
         with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
             prediction = self.potential(batch, forces="forces" in needs, create_graph=False)
             features = prediction.features
-            graph = batch.graph(self.cutoff).csr
+            own = features.edge_graph
+            graph = batch.graph(self.cutoff).csr if own is None else own.csr
             return TeacherOutput(
                 energy=prediction.energy if "energy" in needs else None,
                 forces=prediction.forces if "forces" in needs else None,
@@ -114,56 +122,38 @@ class Teacher:
             return {}
         if features.edge is None:
             raise ValueError(f"{self.offer.name} offers no edge features, but {sorted(needs)} was asked of it")
-        edge = features.edge
+        own = features.edge_graph
+        if own is not None:
+            return edges_to_atoms(features.edge, own.csr, own.direction, needs)
         graph = batch.graph(self.cutoff)
-        direction = torch.nn.functional.normalize(batch.edge_vectors(graph), dim=-1)
-        total = vectors = None
-        if {"edge_sum", "edge_vector_sum"} <= needs:
-            total, vectors = edge_to_node_both(edge, direction, graph.csr)
-        elif "edge_sum" in needs:
-            total = edge_to_node(edge, graph.csr)
-        else:
-            vectors = edge_to_node_vector(edge, direction, graph.csr)
-        return {"edge": edge, "edge_direction": direction, "edge_sum": total, "edge_vector_sum": vectors}
+        return edges_to_atoms(features.edge, graph.csr, unit_vectors(batch, graph), needs)
+
+
+def unit_vectors(batch: Batch, graph: NeighborGraph) -> Tensor:
+    """Direction of each edge of a graph, [n_edges, 3]."""
+    return torch.nn.functional.normalize(batch.edge_vectors(graph), dim=-1)
+
+
+def edges_to_atoms(edge: Tensor, graph: CSRGraph, direction: Tensor, needs: frozenset[Need]) -> dict[str, Tensor | None]:
+    """Edge features [n_edges, d] in the order of ``graph``, directions [n_edges, 3], and the sums over incoming edges that are asked for."""
+    total = vectors = None
+    if {"edge_sum", "edge_vector_sum"} <= needs:
+        total, vectors = edge_to_node_both(edge, direction, graph)
+    elif "edge_sum" in needs:
+        total = edge_to_node(edge, graph)
+    else:
+        vectors = edge_to_node_vector(edge, direction, graph)
+    return {"edge": edge, "edge_direction": direction, "edge_sum": total, "edge_vector_sum": vectors}
 
 
 class LiveTeacher:
     """Computes the teacher anew for every batch."""
 
-    def __init__(self, teacher: Teacher, needs: frozenset[Need]) -> None:
+    def __init__(self, teacher: BaseTeacher, needs: frozenset[Need]) -> None:
         self.teacher = teacher
         self.needs = needs
         self.cost = TeacherCost()
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """The teacher's output for a batch; time is counted in ``cost`` (on a GPU that is the time to launch)."""
-        started = time.perf_counter()
-        output = self.teacher(batch, self.needs)
-        self.cost.seconds += time.perf_counter() - started
-        self.cost.structures += batch.num_graphs
-        self.cost.atoms += batch.num_atoms
-        return output
-
-
-def load_teacher(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Teacher:
-    """A teacher from a model folder (``model.safetensors`` and ``model.json``), or the one that ships with fastkd.
-
-    Args:
-        path: folder or ``.safetensors`` file, or ``embedded``.
-        device: where it should live.
-        dtype: of its weights; None keeps them as they are stored.
-
-    Raises:
-        CheckpointError: if there is nothing at the path, or no model of fastkd.
-    """
-    if str(path) == EMBEDDED:
-        with resources.as_file(resources.files("fastkd") / "assets" / "teacher") as folder:
-            return _load(folder, EMBEDDED).to(device, dtype)
-    return _load(Path(path), str(path)).to(device, dtype)
-
-
-def _load(path: Path, source: str) -> Teacher:
-    if not path.exists():
-        mend = "make it with `make teacher`" if source == EMBEDDED else "teacher.path names a folder with model.safetensors and model.json"
-        raise CheckpointError(f"there is no teacher at {path}: {mend}")
-    return Teacher(load_model(path), source)
+        """The teacher's output for a batch; time is counted in ``cost``."""
+        return self.cost.measured(self.teacher, batch, self.needs)

@@ -52,7 +52,7 @@ def resumed(folder: Path, *options: str) -> Job:
 
 def curve_without_clock(folder: Path) -> dict[str, list[float]]:
     curve = Curve.load(folder)
-    clock = {"seconds", "atoms_per_second", "data_wait"}
+    clock = {"seconds", "atoms_per_second", "data_wait", "teacher_ms", "teacher_share"}
     return {name: curve[name].tolist() for name in curve.units if name not in clock}
 
 
