@@ -355,3 +355,11 @@ def test_the_sample_has_different_counts_of_everything() -> None:
         batch = sample_batch(torch.ones(119, dtype=torch.bool), 4.0, periodic=periodic)
         counts = {batch.num_atoms, batch.graph(4.0).num_edges, batch.num_graphs}
         assert len(counts) == 3
+
+
+@pytest.mark.parametrize("name", ["chgnet", "sevennet"])
+def test_a_file_for_an_adapter_with_weights_of_its_own_has_to_be_trusted_too(name: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model.pth"
+    checkpoint.write_bytes(b"no pickle")
+    with pytest.raises(ConfigError, match=r"can run any code; .*trust_pickle=true"):
+        load_teacher(name, options={"checkpoint": str(checkpoint)})

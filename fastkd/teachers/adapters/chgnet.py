@@ -18,19 +18,22 @@ from fastkd.teachers.hooks import Feature
 from fastkd.teachers.output import Need
 from fastkd.teachers.torch_module import Call, ForeignModule, Outputs
 
-from .common import licence_of
+from .common import licence_of, require_trust
 
 
-def make(*, model: str = "0.3.0", checkpoint: str = "") -> ForeignModule:
+def make(*, model: str = "0.3.0", checkpoint: str = "", trust_pickle: bool = False) -> ForeignModule:
     """A CHGNet.
 
     Args:
         model: name of a pretrained model that the package ships: 0.3.0, 0.2.0 or r2scan.
-        checkpoint: file that the package's trainer wrote, in place of a pretrained model; it is a pickle, so name none that you do not trust.
+        checkpoint: file that the package's trainer wrote, in place of a pretrained model.
+        trust_pickle: such a file is a pickle, and reading one can run any code; true says that you trust it.
 
     Returns:
         A teacher with node features [n_atoms, 64], a feature per crystal, and energies of atoms; for crystals only, in float32 only.
     """
+    if checkpoint:
+        require_trust(checkpoint, trust_pickle=trust_pickle)
     from chgnet.model import CHGNet
     from pymatgen.core import Structure
 

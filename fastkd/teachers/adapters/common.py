@@ -54,6 +54,18 @@ def one_hot(indices: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return torch.nn.functional.one_hot(indices, classes).to(dtype)
 
 
+def require_trust(checkpoint: str, *, trust_pickle: bool) -> None:
+    """Refuse a file that is a pickle.
+
+    Raises:
+        ConfigError: if the user has not said that the file is to be trusted.
+    """
+    if not trust_pickle:
+        raise ConfigError(
+            f"{checkpoint} is a pickled module, and reading one can run any code; if you trust it, set teacher.options.trust_pickle=true"
+        )
+
+
 def load_pickled(checkpoint: str, *, trust_pickle: bool) -> torch.nn.Module:
     """A module that a package saved whole, on the CPU.
 
@@ -61,10 +73,7 @@ def load_pickled(checkpoint: str, *, trust_pickle: bool) -> torch.nn.Module:
         ConfigError: if the user has not said that the file is to be trusted.
         CheckpointError: if it cannot be read, or holds no module.
     """
-    if not trust_pickle:
-        raise ConfigError(
-            f"{checkpoint} is a pickled module, and reading one can run any code; if you trust it, set teacher.options.trust_pickle=true"
-        )
+    require_trust(checkpoint, trust_pickle=trust_pickle)
     try:
         module = torch.load(checkpoint, map_location="cpu", weights_only=False)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -18,20 +18,23 @@ from fastkd.teachers.hooks import Feature, parse_irreps
 from fastkd.teachers.output import Need
 from fastkd.teachers.torch_module import Call, ForeignModule, Outputs
 
-from .common import licence_of
+from .common import licence_of, require_trust
 
 
-def make(*, checkpoint: str = "7net-0", modal: str = "") -> ForeignModule:
+def make(*, checkpoint: str = "7net-0", modal: str = "", trust_pickle: bool = False) -> ForeignModule:
     """A SevenNet.
 
     Args:
         checkpoint: name of a pretrained model, or a file; the package downloads those that it does not ship.
         modal: which of its levels of theory a multi-modal model shall speak for.
+        trust_pickle: a file is a pickle, and reading one can run any code; true says that you trust it. Not needed for a name.
 
     Returns:
         A teacher with node features (the scalars after the last block), the vectors of models with parity, and energies of atoms.
         SevenNet-0 is equivariant under rotations only: its l = 1 features mix vectors and axial vectors, so it offers none.
     """
+    if Path(checkpoint).exists():
+        require_trust(checkpoint, trust_pickle=trust_pickle)
     import sevenn._keys as key
     from sevenn import util
 
