@@ -22,6 +22,7 @@ from .. import backends
 from ..cfconv.pairs import PairIndex
 from ..cfconv_exact.codes import UNIT_SCHEMA
 from ..graph import CSRGraph
+from ..higher import through_reference
 from ..radial_specs import BasisSpec, EnvelopeSpec, FilterLinear
 from . import reference
 
@@ -275,24 +276,7 @@ def _double_backward_autograd(ctx: Any, *cotangents: Tensor | None) -> Grads:
     tensors = ctx.saved_tensors[:11]
     function = partial(reference.second_gradients, units=ctx.saved_tensors[11:], spec=ctx.spec)
     given = [cotangent if need else None for cotangent, need in zip(cotangents, needs, strict=True)]
-    return *_through_reference(function, tensors, given, list(ctx.needs_input_grad[:11])), *_NO_INDEX, None, None
-
-
-def _through_reference(function: Callable[..., Grads], tensors: Any, cotangents: Any, needs: list[bool]) -> list[Tensor | None]:
-    """Gradients of ⟨cotangents, function(tensors)⟩ by the tensors that are needed, by autograd through plain torch."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # views, so that an input that stands in two places is told apart; whatever is needed may yet not require grad by itself
-        inputs: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
-        inputs = [t.requires_grad_() if need and not t.requires_grad else t for t, need in zip(inputs, needs, strict=True)]
-        outputs = function(*inputs)
-        used = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o is not None and c is not None and o.requires_grad]
-        wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-        if not used or not wanted:
-            return [None] * len(needs)
-        grads = torch.autograd.grad([o for o, _ in used], wanted, [c for _, c in used], create_graph=create_graph, allow_unused=True)
-    found = iter(grads)
-    return [next(found) if need else None for need in needs]
+    return *through_reference(function, tensors, given, list(ctx.needs_input_grad[:11])), *_NO_INDEX, None, None
 
 
 _message.register_autograd(_message_autograd, setup_context=_save(5))

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import backends
+from ..higher import through_reference
 from ..radial_conv.places import INDEX_SCHEMA, INDEX_SIZE, RadialIndex
 from . import reference
 
@@ -276,27 +276,8 @@ def _double_backward_autograd(ctx: Any, *cotangents: Tensor | None) -> Grads:
     needs, _ = ctx.rest
     tensors, index = ctx.saved_tensors[:11], (*ctx.saved_tensors[11:], *ctx.flags)
     given = [cotangent if need else None for cotangent, need in zip(cotangents, needs, strict=True)]
-    grads = _through_reference(
-        partial(reference.painn_radial_double_backward, index=index), tensors, given, list(ctx.needs_input_grad[:11])
-    )
+    grads = through_reference(partial(reference.painn_radial_double_backward, index=index), tensors, given, list(ctx.needs_input_grad[:11]))
     return *grads, *_NO_INDEX, None, None
-
-
-def _through_reference(function: Callable[..., Grads], tensors: Any, cotangents: Any, needs: list[bool]) -> list[Tensor | None]:
-    """Gradients of ⟨cotangents, function(tensors)⟩ by the tensors that are needed, by autograd through plain torch."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # views, so that an input that stands in two places is told apart; whatever is needed may yet not require grad by itself
-        inputs: list[Any] = [None if t is None else t.view_as(t) for t in tensors]
-        inputs = [t.requires_grad_() if need and not t.requires_grad else t for t, need in zip(inputs, needs, strict=True)]
-        outputs = function(*inputs)
-        used = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o is not None and c is not None and o.requires_grad]
-        wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-        if not used or not wanted:
-            return [None] * len(needs)
-        grads = torch.autograd.grad([o for o, _ in used], wanted, [c for _, c in used], create_graph=create_graph, allow_unused=True)
-    found = iter(grads)
-    return [next(found) if need else None for need in needs]
 
 
 _message.register_autograd(_message_autograd, setup_context=_save(5))
