@@ -319,6 +319,7 @@ def test_opcheck_of_places() -> None:
         torch.library.opcheck(torch.ops.fastkd.radial_place, (length, GRID.step, GRID.knots, backend))
 
 
+@pytest.mark.slow  # compiles threaded kernels
 @pytest.mark.skipif("numba" not in BACKENDS, reason="numba is not there")
 def test_groups_share_no_node_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastkd_kernels import cpu

@@ -72,7 +72,7 @@ def ours_outputs(model, batch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),  # PyTorch Geometric's symbolic basis is built in ten seconds
         {"num_spherical": 3, "num_radial": 9, "envelope_exponent": 3},
         {"num_before_skip": 2, "num_after_skip": 1, "num_output_layers": 1},
     ],

@@ -340,6 +340,7 @@ def test_pamnet_s_against_its_equations():
 
 
 @pytest.mark.peers
+@pytest.mark.slow  # its symbolic basis is built in ten seconds
 def test_path_basis_is_the_one_of_pytorch_geometric():
     utils = pytest.importorskip("torch_geometric.nn.models.dimenet_utils")
     sympy = pytest.importorskip("sympy")
