@@ -1,6 +1,6 @@
 """The drop-in for pytorch_scatter: every function against a loop over entries, its conventions, its derivatives, and the shim.
 
-Upstream's own tests run against it too, by ``scripts/pytorch_scatter_suite.py``.
+Upstream's own tests run against it too, by ``scripts/pytorch_scatter_suite.py``. One file, because all functions share one loop over entries and one table of shapes.
 """
 
 import importlib.util

@@ -1,4 +1,7 @@
-"""What is special to convolutions with tables: splines, tables of networks, the choice between table and network, every order."""
+"""What is special to convolutions with tables: splines, tables of networks, the choice between table and network, every order.
+
+One file, because all of it is asked of the same few graphs, networks and grids.
+"""
 
 from __future__ import annotations
 

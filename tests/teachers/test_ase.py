@@ -136,6 +136,30 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
         assert resumed.content_hash == whole.content_hash
 
 
+@pytest.mark.parametrize("keep", [0, 1, 100])
+def test_finished_labels_that_were_damaged_are_named(tmp_path: Path, keep: int) -> None:
+    source, out = write(tmp_path / "bare.h5", CHUNK + 1), tmp_path / "out.h5"
+
+    class Stopping(AseTeacher):
+        asked = 0
+
+        def labels(self, atoms, needs, where):
+            self.asked += 1
+            if self.asked > CHUNK:
+                raise KeyboardInterrupt
+            return super().labels(atoms, needs, where)
+
+    with DataFile(source) as data:
+        with pytest.raises(KeyboardInterrupt):
+            label_file(data, out, Stopping(lennard_jones(), LJ), LabelOptions())
+        (finished,) = (tmp_path / "out.h5.labels").glob("*.npz")
+        finished.write_bytes(finished.read_bytes()[:keep])
+        with pytest.raises(DataError, match=r"00000000\.npz cannot be read .*remove it"):
+            label_file(data, out, AseTeacher(lennard_jones(), LJ), LabelOptions())
+        finished.unlink()
+        assert label_file(data, out, AseTeacher(lennard_jones(), LJ), LabelOptions()).labelled == CHUNK + 1
+
+
 def test_half_done_work_of_another_job_is_not_mixed_in(tmp_path: Path) -> None:
     source, out = write(tmp_path / "bare.h5", 4), tmp_path / "out.h5"
     with DataFile(source) as data:

@@ -92,8 +92,7 @@ def radial_basis(
                 f"got {list(tensor.shape)} {tensor.dtype} on {tensor.device}"
             )
     if kind == "bessel":
-        # takes no part
-        second = first.detach()
+        second = first.detach()  # takes no part
     rate = 5 / (cutoff - start) if alpha is None else alpha
     constants = Constants(kind, float(cutoff), float(rate), float(start), envelope or "none", envelope_exponent)
     rows: Tensor = basis(edge_length, first, second, *constants, backends.resolve(backend, edge_length))
