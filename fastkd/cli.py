@@ -191,7 +191,10 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
 }
 
 #: What has arguments of its own. A file that is really called so is ./teacher.
-_SPECIAL = {("convert", "checkpoint"): _add_convert_checkpoint, ("inspect", "teacher"): _add_inspect_teacher}
+_SPECIAL: dict[tuple[str, ...], Callable[[argparse.ArgumentParser], None]] = {
+    ("convert", "checkpoint"): _add_convert_checkpoint,
+    ("inspect", "teacher"): _add_inspect_teacher,
+}
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ class Potential(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         precise = {name: getattr(self, name) for name in ("reference_energy", "energy_scale", "energy_offset")}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         for name, value in precise.items():
             setattr(self, name, value.to(getattr(self, name).device))
         return self

@@ -41,7 +41,7 @@ def read_file(path: Path) -> dict[str, Any]:
     if start.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is a web page, not a checkpoint: the download failed; fetch it again")
     try:
-        with torch.serialization.safe_globals(_harmless()):  # type: ignore[no-untyped-call]
+        with torch.serialization.safe_globals(_harmless()):
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_not_data(path, error)) from error
@@ -74,7 +74,7 @@ def _harmless() -> list[Any]:
 
 def _not_data(path: Path, error: Exception) -> str:
     try:
-        with torch.serialization.safe_globals(_harmless()):  # type: ignore[no-untyped-call]
+        with torch.serialization.safe_globals(_harmless()):
             found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError, IndexError):
         found = []

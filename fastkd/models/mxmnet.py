@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastkd.data.batch import Batch
 
 from .base import Features, Readout
+from .layers.blocks import Blocks
 from .layers.multiplex import EdgeMLP, Residual, mlp, sum_at_target, sum_over_paths
 from .multiplex import Bonds, GlobalEdges, Multiplex, MultiplexOptions
 
@@ -101,21 +102,22 @@ class MXMNet(Multiplex):
     def __init__(self, options: MXMNetOptions | None = None) -> None:
         options = options or MXMNetOptions()
         super().__init__(options)
-        self.global_layers = nn.ModuleList(GlobalLayer(options.width) for _ in range(options.layers))
-        self.local_layers = nn.ModuleList(LocalLayer(options.width) for _ in range(options.layers))
+        self.global_layers = Blocks(GlobalLayer(options.width) for _ in range(options.layers))
+        self.local_layers = Blocks(LocalLayer(options.width) for _ in range(options.layers))
 
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
         edges, bonds = self.planes(batch, edge_vector)
         h: Tensor = self.embedding(batch.atomic_numbers)
-        layers, atom_energy, last = [h], h.new_zeros(h.shape[0]), None
+        layers, atom_energy, messages = [h], h.new_zeros(h.shape[0]), None
         for global_layer, local_layer in zip(self.global_layers, self.local_layers, strict=True):
-            h, *last = global_layer(h, edges)
+            h, *inputs = global_layer(h, edges)
+            messages = partial(_messages, global_layer.message, inputs, edges.graph.csr)
             h, energy = local_layer(h, bonds)
             layers.append(h)
             atom_energy = atom_energy + energy
-        messages = partial(_messages, global_layer.message, *last, edges.graph.csr) if last else None
         return Readout(atom_energy, None, Features(h, messages, layers=tuple(layers)))
 
 
-def _messages(message: EdgeMLP, h: Tensor, part: Tensor, gate: Tensor, graph: CSRGraph) -> Tensor:
+def _messages(message: EdgeMLP, inputs: list[Tensor], graph: CSRGraph) -> Tensor:
+    h, part, gate = inputs
     return torch.mul(message(h, part, graph), gate)

@@ -49,6 +49,7 @@ from .layers import (
     safe_length,
     with_bias,
 )
+from .layers.blocks import Blocks
 from .ocp_graph import limited_graph
 
 #: phi [n_atoms, 3F] and vector [n_atoms, 3, F] or None → what atoms receive, [n_atoms, F] and [n_atoms, 3, F].
@@ -149,6 +150,9 @@ class PaiNNUpdate(nn.Module):
 class PaiNN(Potential):
     """PaiNN with conservative or direct forces. Features: node and vector after the last update, edge vᵢ·vⱼ per channel."""
 
+    tables: FilterTables
+    scales: Tensor  #: OCP's fitted factor of each layer
+
     def __init__(self, options: PaiNNOptions | None = None) -> None:
         options = options or PaiNNOptions()
         super().__init__(options.cutoff, options.forces)
@@ -162,14 +166,14 @@ class PaiNN(Potential):
             BasisSpec(options.basis, options.radial, options.cutoff),
             EnvelopeSpec(options.envelope, options.cutoff, options.envelope_exponent),
         )
-        self.messages = nn.ModuleList(PaiNNMessage(options) for _ in range(options.layers))
-        self.updates = nn.ModuleList(PaiNNUpdate(options) for _ in range(options.layers))
+        self.messages = Blocks(PaiNNMessage(options) for _ in range(options.layers))
+        self.updates = Blocks(PaiNNUpdate(options) for _ in range(options.layers))
         _share(self.messages, self.updates, options)
         half = max(1, width // 2)
         self.energy_head = nn.Sequential(dense(width, half), activation(options.activation), dense(half, 1))
         if options.forces == "direct":
             blocks = (GatedEquivariantBlock(width, half, options.activation), GatedEquivariantBlock(half, 1, options.activation))
-            self.force_head = nn.ModuleList(blocks)
+            self.force_head = Blocks(blocks)
         if options.fitted_scales:
             self.register_buffer("scales", torch.ones(options.layers))
 
@@ -215,8 +219,8 @@ class PaiNN(Potential):
         if found is not None:
             grid, tables = found
             index, direction = RadialIndex.from_lengths(length, grid, csr, pairs), unit_vector / length.unsqueeze(-1)
-            shared = {"edge_length": length, "direction": direction, "index": index, "places_once": carried}
-            return [partial(painn_radial, table=table, **shared) for table in tables]
+            message = partial(painn_radial, edge_length=length, direction=direction, index=index, places_once=carried)
+            return [partial(message, table=table) for table in tables]
         length = length if pairs is None else safe_length(edge_vector)
         direction = edge_vector / length.unsqueeze(-1)
         source = length.detach() if carried else length
@@ -233,7 +237,7 @@ class PaiNN(Potential):
         return vector.squeeze(-1)
 
 
-def _share(messages: nn.ModuleList, updates: nn.ModuleList, options: PaiNNOptions) -> None:
+def _share(messages: Blocks[PaiNNMessage], updates: Blocks[PaiNNUpdate], options: PaiNNOptions) -> None:
     """Let blocks hold the same parameters; the state dict keeps a name for each block, so that sharing changes no name."""
     first, update = messages[0], updates[0]
     for number in range(1, options.layers):

@@ -16,6 +16,7 @@ from torch.nn import functional
 from fastkd.data.batch import Batch
 
 from .base import Features, Readout
+from .layers.blocks import Blocks
 from .layers.multiplex import EdgeMLP, Residual, mlp, sum_at_target, sum_over_paths
 from .multiplex import Bonds, GlobalEdges, Multiplex, MultiplexOptions
 
@@ -102,8 +103,8 @@ class PAMNet(Multiplex):
     def __init__(self, options: PAMNetOptions | None = None) -> None:
         options = options or PAMNetOptions()
         super().__init__(options, two_hop=not options.simple)
-        self.global_layers = nn.ModuleList(GlobalLayer(options.width) for _ in range(options.layers))
-        self.local_layers = nn.ModuleList(LocalLayer(options.width) for _ in range(options.layers))
+        self.global_layers = Blocks(GlobalLayer(options.width) for _ in range(options.layers))
+        self.local_layers = Blocks(LocalLayer(options.width) for _ in range(options.layers))
 
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
         edges, bonds = self.planes(batch, edge_vector)

@@ -39,6 +39,7 @@ from .layers import (
     safe_length,
     with_bias,
 )
+from .layers.blocks import Blocks
 from .ocp_graph import limited_graph
 
 LOG_2 = math.log(2.0)
@@ -160,6 +161,8 @@ class Interaction(nn.Module):
 class SchNet(Potential):
     """SchNet with conservative forces. Feature: node, after the last interaction and before the head."""
 
+    tables: FilterTables
+
     def __init__(self, options: SchNetOptions | None = None) -> None:
         options = options or SchNetOptions()
         super().__init__(options.cutoff, "conservative")
@@ -168,7 +171,7 @@ class SchNet(Potential):
         self.know_elements(range(max(1, options.first_element), options.last_element + 1))
         self.basis = RadialBasis(options.basis, options.radial, options.cutoff)
         self.envelope = Envelope(options.envelope, options.cutoff, options.envelope_exponent)
-        self.interactions = nn.ModuleList(Interaction(options) for _ in range(options.layers))
+        self.interactions = Blocks(Interaction(options) for _ in range(options.layers))
         self.tables = FilterTables(
             BasisSpec(options.basis, options.radial, options.cutoff),
             EnvelopeSpec(options.envelope, options.cutoff, options.envelope_exponent),

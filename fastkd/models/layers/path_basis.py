@@ -109,10 +109,11 @@ def multiplex_envelope(x: Tensor, exponent: int, *, smooth: bool) -> Tensor:
 
 def spherical_bessel_zeros(degrees: int, count: int) -> Floats:
     """The first ``count`` positive zeros of j_0 … j_(degrees−1), [degrees, count]: those of j_(l+1) lie between those of j_l."""
-    brackets = np.arange(1, count + degrees) * np.pi
+    brackets: Floats = np.arange(1, count + degrees, dtype=np.float64) * np.pi
     zeros = [brackets[:count]]
     for degree in range(1, degrees):
-        low, high = brackets[:-1].copy(), brackets[1:].copy()
+        low: Floats = brackets[:-1].copy()
+        high: Floats = brackets[1:].copy()
         sign = np.sign(_spherical_bessel(degree, low))
         for _ in range(80):
             middle = 0.5 * (low + high)

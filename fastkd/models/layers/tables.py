@@ -91,14 +91,15 @@ class FilterTables:
         return None if self._kept is None else self._kept.tables
 
     def _frozen(self, networks: Sequence[Network], dtype: torch.dtype) -> Tables | None:
+        found: Tables | None = None
         for _ in range(2):
             grid = self._builder.grid(networks, dtype)
             if grid is None:
                 return None
-            tables = self._builder.build(networks, grid, dtype)
-            if self._builder.fits(tables, dtype):
+            found = grid, self._builder.build(networks, grid, dtype)
+            if self._builder.fits(found[1], dtype):
                 break
-        return grid, tables
+        return found
 
     def reset(self) -> None:
         """Begin anew, for weights that have been loaded."""

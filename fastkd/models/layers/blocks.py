@@ -1,0 +1,22 @@
+"""A list of modules of one type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Blocks(nn.ModuleList, Generic[M]):
+    """``nn.ModuleList`` whose items keep their type; the state dict is the same."""
+
+    def __init__(self, blocks: Iterable[M]) -> None:
+        super().__init__(blocks)
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[M]: ...
+        def __getitem__(self, index: int) -> M: ...  # type: ignore[override]  # slices are not used
