@@ -126,6 +126,12 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, default=0, help="CPU threads; 0 measures which of 1 and all is faster (default: %(default)s)"
     )
+    parser.add_argument(
+        "--free-atoms",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="where the data tells fixed atoms, leave them out of force errors (default: yes)",
+    )
     parser.add_argument("--out", type=Path, help="folder for predictions.npz and summary.json")
     parser.set_defaults(handler=_eval)
 

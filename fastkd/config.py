@@ -66,8 +66,9 @@ class ModelConfig(Section):
     radial: PositiveInt = Field(20, description="radial basis functions")
     cutoff: PositiveFloat = Field(5.0, description="neighbours are closer than this [Å]")
     forces: Literal["conservative", "direct"] = Field("conservative", description="−dE/dx, or a head of their own (PaiNN, GemNet-OC)")
-    local: Literal["covalent", "distance"] = Field(
-        "covalent", description="MXMNet, PAMNet: bonds are closer than 1.25 × the sum of covalent radii, or than 2 Å"
+    local: Literal["covalent", "distance", "bonds"] = Field(
+        "covalent",
+        description="MXMNet, PAMNet: bonds are closer than 1.25 × the sum of covalent radii, or than 2 Å, or are the data file's",
     )
     smooth: bool = Field(False, description="MXMNet, PAMNet: fade edges and bonds out where they end; the authors' models do not")
     filters: Literal["auto", "table", "exact"] = Field(
@@ -148,6 +149,9 @@ class LossConfig(Section):
 
     energy_weight: NonNegativeFloat = Field(1.0, description="a_E, weight of the energy error")
     forces_weight: NonNegativeFloat = Field(100.0, description="a_F, weight of the force error")
+    train_on_free_atoms: bool = Field(
+        True, description="where the data has `fixed`, leave the forces of fixed atoms out of the loss on labels and of distilled forces"
+    )
     per_atom_energy: bool = Field(False, description="divide each structure's energy error by its number of atoms")
 
 
@@ -167,6 +171,7 @@ class TrainConfig(Section):
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0, description="exponential moving average of the weights, used to evaluate; 0 for none")
     clip: NonNegativeFloat = Field(10.0, description="largest gradient norm; 0 for no clipping")
     evaluate_every: PositiveInt = Field(200, description="steps between evaluations on the validation split")
+    eval_on_free_atoms: bool = Field(True, description="where the data has `fixed`, measure force errors on free atoms only")
     checkpoint_every: PositiveInt = Field(200, description="steps between checkpoints")
     stop_after: NonNegativeInt = Field(0, description="evaluations without improvement before an early stop; 0 for never")
 

@@ -73,8 +73,10 @@ def check_sense(config: Config) -> None:
         raise ConfigError("data.unlabelled structures teach nothing without distill.terms: add terms, or set data.unlabelled=0")
     if config.loss.energy_weight == 0 and config.loss.forces_weight == 0 and not any(term.weight for term in config.distill.terms):
         raise ConfigError("every weight is zero (loss.energy_weight, loss.forces_weight, distill.terms): there is nothing to learn")
-    if config.model.kind != "painn" and config.model.forces == "direct":
-        raise ConfigError(f"model.forces=direct is PaiNN's alone; forces of {config.model.kind} are −dE/dx: set model.forces=conservative")
+    if config.model.kind not in ("painn", "gemnet_oc") and config.model.forces == "direct":
+        raise ConfigError(
+            f"model.forces=direct is PaiNN's and GemNet-OC's; forces of {config.model.kind} are −dE/dx: set model.forces=conservative"
+        )
 
 
 def validate(tree: Mapping[str, Any], source: str = "config") -> Config:

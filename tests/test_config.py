@@ -153,7 +153,7 @@ def test_resolved_config_reads_back_to_itself(tmp_path: Path) -> None:
         (["data.unlabelled=3"], "data.unlabelled needs a teacher"),
         (["data.unlabelled=3", "teacher.path=t"], "without distill.terms"),
         (["loss.energy_weight=0", "loss.forces_weight=0"], "nothing to learn"),
-        (["model.kind=schnet", "model.forces=direct"], "PaiNN's alone"),
+        (["model.kind=schnet", "model.forces=direct"], "PaiNN's and GemNet-OC's"),
         (["compare.arms=[{name: a}, {name: a}]"], "given twice"),
         (["compare.arms=[{name: a}]", "compare.seeds=[1, 1]"], "given twice"),
         (["compare.arms=[{name: a, set: {trian.steps: 3}}]"], r"compare.arms.0 \(a\).*did you mean train.steps"),

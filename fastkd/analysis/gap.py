@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from fastkd.errors import DataError
 UNDEFINED_SHARE = 0.05
 CONFIDENCE = 0.95
 
-PerStructure = Callable[[Predictions], NDArray[np.floating]]
+PerStructure = Callable[[Predictions], NDArray[np.floating[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,25 +69,41 @@ def energy_errors(runs: Sequence[Run]) -> Errors:
 
 
 def forces_errors(runs: Sequence[Run]) -> Errors:
-    """Force errors per component, eV/Å: 3 n_s numbers for each structure. Runs of one model, one per seed."""
-    return _errors(runs, _force_sums, lambda p: 3.0 * p.natoms)
+    """Force errors per component, eV/Å: 3 numbers for each (free) atom of each structure. Runs of one model, one per seed."""
+    return _errors(runs, _force_sums, lambda p: 3.0 * _sums(np.ones(int(p.natoms.sum())), p))
 
 
 def _force_sums(predictions: Predictions) -> NDArray[np.float64]:
-    per_atom = np.abs(predictions.forces_pred.astype(np.float64) - predictions.forces).sum(1)
-    return np.add.reduceat(per_atom, np.cumsum(predictions.natoms) - predictions.natoms)
+    return _sums(np.abs(predictions.forces_pred.astype(np.float64) - predictions.forces).sum(1), predictions)
+
+
+def _sums(per_atom: NDArray[np.float64], predictions: Predictions) -> NDArray[np.float64]:
+    """Sums over the (free) atoms of each structure, [n_structures]."""
+    counted = per_atom if predictions.free is None else np.where(predictions.free, per_atom, 0.0)
+    sums: NDArray[np.float64] = np.add.reduceat(counted, np.cumsum(predictions.natoms) - predictions.natoms)
+    return sums
 
 
 def _errors(runs: Sequence[Run], total: PerStructure, count: PerStructure) -> Errors:
     first = runs[0].predictions
     for run in runs[1:]:
-        _same_structures(first.structure_index, run.predictions.structure_index, str(runs[0].folder), str(run.folder))
+        names = str(runs[0].folder), str(run.folder)
+        _same_structures(first.structure_index, run.predictions.structure_index, *names)
+        _same_atoms(count(first), count(run.predictions), *names)
     return Errors(
         np.stack([total(run.predictions) for run in runs]).astype(np.float64),
         count(first).astype(np.float64),
         first.structure_index,
         tuple(run.summary.seed for run in runs),
     )
+
+
+def _same_atoms(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]], first_name: str, second_name: str) -> None:
+    if not np.array_equal(first, second):
+        raise DataError(
+            f"{first_name} and {second_name} were tested on different atoms: fixed ones count in one and not in the other; evaluate one anew "
+            "with the same train.eval_on_free_atoms"
+        )
 
 
 def _same_structures(first: NDArray[np.int64], second: NDArray[np.int64], first_name: str, second_name: str) -> None:
@@ -107,10 +124,11 @@ def gap_closed(student: Errors, distilled: Errors, teacher: Errors, *, resamples
         seed: of the resampling.
 
     Raises:
-        DataError: if the three were tested on different structures.
+        DataError: if the three were tested on different structures, or on different atoms of them.
     """
     for name, other in (("distilled student", distilled), ("teacher", teacher)):
         _same_structures(student.structure_index, other.structure_index, "student", name)
+        _same_atoms(student.count, other.count, "student", name)
     percent = _percent(*(np.array([errors.mae_by_seed().mean()]) for errors in (student, distilled, teacher)))[0]
     rng = np.random.default_rng(seed)
     structures = len(student.count)

@@ -6,11 +6,13 @@ Symbols: S structures, n_s atoms of structure s, N atoms in all; E in eV, F in e
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
+Array = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
 
 #: Thresholds of `efwt`: eV, and eV/Å per component (OC20).
 EFWT_ENERGY = 0.02
@@ -22,12 +24,12 @@ def energy_mae(energy: Array, energy_pred: Array) -> float:
     return float(np.abs(energy_pred - energy).mean())
 
 
-def energy_mae_per_atom(energy: Array, energy_pred: Array, natoms: NDArray[np.integer]) -> float:
+def energy_mae_per_atom(energy: Array, energy_pred: Array, natoms: Ints) -> float:
     """(1/S) Σ_s |Ê_s − E_s| / n_s, eV/atom. All [n_structures]."""
     return float((np.abs(energy_pred - energy) / natoms).mean())
 
 
-def energy_rmse_per_atom(energy: Array, energy_pred: Array, natoms: NDArray[np.integer]) -> float:
+def energy_rmse_per_atom(energy: Array, energy_pred: Array, natoms: Ints) -> float:
     """√( (1/S) Σ_s ((Ê_s − E_s) / n_s)² ), eV/atom. All [n_structures]."""
     return float(np.sqrt((((energy_pred - energy) / natoms) ** 2).mean()))
 
@@ -49,10 +51,16 @@ def forces_cosine(forces: Array, forces_pred: Array) -> float:
     return float(np.divide(dots, norms, out=np.zeros_like(norms), where=norms > 0).mean())
 
 
-def efwt(energy: Array, energy_pred: Array, forces: Array, forces_pred: Array, natoms: NDArray[np.integer]) -> float:
-    """Energy and forces within threshold: share of structures with |Ê − E| < 0.02 eV and max_ia |F̂_ia − F_ia| < 0.03 eV/Å, in [0, 1]."""
+def efwt(
+    energy: Array, energy_pred: Array, forces: Array, forces_pred: Array, natoms: Ints, free: NDArray[np.bool_] | None = None
+) -> float:
+    """Energy and forces within threshold: share of structures with |Ê − E| < 0.02 eV and max_ia |F̂_ia − F_ia| < 0.03 eV/Å, in [0, 1].
+
+    ``free`` [n_atoms] says whose forces count; where none of a structure's do, its energy decides.
+    """
     starts = np.concatenate([[0], np.cumsum(natoms)[:-1]])
-    worst = np.maximum.reduceat(np.abs(forces_pred - forces).max(1), starts)
+    errors = np.abs(forces_pred - forces).max(1)
+    worst = np.maximum.reduceat(errors if free is None else np.where(free, errors, 0.0), starts)
     return float(((np.abs(energy_pred - energy) < EFWT_ENERGY) & (worst < EFWT_FORCES)).mean())
 
 
@@ -84,7 +92,9 @@ METRIC_UNITS = {
 }
 
 
-def compute_metrics(energy: Array, energy_pred: Array, forces: Array, forces_pred: Array, natoms: NDArray[np.integer]) -> Metrics:
+def compute_metrics(
+    energy: Array, energy_pred: Array, forces: Array, forces_pred: Array, natoms: Ints, free: NDArray[np.bool_] | None = None
+) -> Metrics:
     """All metrics at once, in float64.
 
     Args:
@@ -93,9 +103,10 @@ def compute_metrics(energy: Array, energy_pred: Array, forces: Array, forces_pre
         forces: labels, [n_atoms, 3] eV/Å, structures end to end.
         forces_pred: predictions, [n_atoms, 3] eV/Å.
         natoms: atoms of each structure, [n_structures], each at least 1.
+        free: [n_atoms] bool, atoms whose forces count, as OCP's ``eval_on_free_atoms``; None for all.
 
     Raises:
-        ValueError: if there is no structure, or shapes do not fit together.
+        ValueError: if there is no structure, shapes do not fit together, or no atom is free.
     """
     energy, energy_pred, forces, forces_pred = (np.asarray(a, dtype=np.float64) for a in (energy, energy_pred, forces, forces_pred))
     natoms = np.asarray(natoms)
@@ -110,12 +121,15 @@ def compute_metrics(energy: Array, energy_pred: Array, forces: Array, forces_pre
             f"need energies [n_structures] and forces [n_atoms, 3] of at least one structure, got energies {energy.shape} and "
             f"{energy_pred.shape}, forces {forces.shape} and {forces_pred.shape}, natoms {natoms.shape} with {atoms[0]} atoms in all"
         )
+    if free is not None and (free.shape != atoms[:1] or not free.any()):
+        raise ValueError(f"free has shape {free.shape} with {int(free.sum())} free atoms, need one of {atoms[:1]} with some")
+    some, some_pred = (forces, forces_pred) if free is None else (forces[free], forces_pred[free])
     return Metrics(
         energy_mae(energy, energy_pred),
         energy_mae_per_atom(energy, energy_pred, natoms),
         energy_rmse_per_atom(energy, energy_pred, natoms),
-        forces_mae(forces, forces_pred),
-        forces_rmse(forces, forces_pred),
-        forces_cosine(forces, forces_pred),
-        efwt(energy, energy_pred, forces, forces_pred, natoms),
+        forces_mae(some, some_pred),
+        forces_rmse(some, some_pred),
+        forces_cosine(some, some_pred),
+        efwt(energy, energy_pred, forces, forces_pred, natoms, free),
     )

@@ -145,14 +145,16 @@ def parity(models: Sequence[tuple[str, Predictions]]) -> bytes:
             reference = composition_mean(predictions)
             label, predicted = (1000 * (e - reference) / predictions.natoms for e in (predictions.energy, predictions.energy_pred))
             _draw_parity(axes[0, column], label, predicted, "meV/atom", first=column == 0)
-            _draw_parity(axes[1, column], predictions.forces.ravel(), predictions.forces_pred.ravel(), "eV/Å", first=column == 0)
+            counted = slice(None) if predictions.free is None else predictions.free
+            forces, forces_pred = predictions.forces[counted].ravel(), predictions.forces_pred[counted].ravel()
+            _draw_parity(axes[1, column], forces, forces_pred, "eV/Å", first=column == 0)
             axes[0, column].set_title(title, loc="left")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return _palettised(buffer.getvalue())
 
 
-def _draw_parity(ax: Axes, label: NDArray[np.floating], predicted: NDArray[np.floating], unit: str, *, first: bool) -> None:
+def _draw_parity(ax: Axes, label: NDArray[np.floating[Any]], predicted: NDArray[np.floating[Any]], unit: str, *, first: bool) -> None:
     low, high = float(min(label.min(), predicted.min())), float(max(label.max(), predicted.max()))
     margin = 0.03 * (high - low) or 1.0
     limits = (low - margin, high + margin)
@@ -184,9 +186,9 @@ def errors_by_element(models: Sequence[tuple[str, Predictions]], teachers: int) 
         colours = [TEACHER_COLOUR] * teachers + _cycle(len(models) - teachers)
         for number, (title, predictions) in enumerate(models):
             errors = np.abs(predictions.forces_pred - predictions.forces).mean(1)
-            bars = [
-                1000 * errors[predictions.atomic_numbers == z].mean() if (predictions.atomic_numbers == z).any() else 0 for z in elements
-            ]
+            counted = np.ones(len(errors), dtype=bool) if predictions.free is None else predictions.free
+            of_element = [counted & (predictions.atomic_numbers == z) for z in elements]
+            bars = [1000 * errors[atoms].mean() if atoms.any() else 0 for atoms in of_element]
             ax.bar(np.arange(len(elements)) + (number + 0.5) * width - 0.4, bars, width, label=title, color=colours[number])
         ax.set_xticks(np.arange(len(elements)), [chemical_symbols[z] for z in elements])
         ax.grid(visible=False, axis="x")

@@ -91,10 +91,11 @@ class Report:
     @property
     def caption(self) -> str:
         """What the numbers are, in a sentence or two."""
-        structures = len(self.runs[0].predictions.natoms)
+        structures, free = len(self.runs[0].predictions.natoms), self.runs[0].predictions.free
         seeds = max(len(row.seeds) for row in self.rows)
         spread = f" Mean ± standard deviation over {seeds} seeds." if seeds > 1 else ""
-        text = f"Errors on {structures} test structures.{spread}"
+        atoms = "" if free is None else f", of forces on the {int(free.sum())} free ones of their {len(free)} atoms"
+        text = f"Errors on {structures} test structures{atoms}.{spread}"
         if any(row.gap_energy is not None for row in self.rows):
             over = "structures and seeds" if seeds > 1 else "structures"
             baseline = next(row for row in self.rows if row.role == "student")

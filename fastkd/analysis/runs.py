@@ -55,13 +55,14 @@ class Predictions:
     natoms: NDArray[np.int64]  #: [n_structures]
     energy: NDArray[np.float64]  #: [n_structures] eV
     energy_pred: NDArray[np.float64]  #: [n_structures] eV
-    forces: NDArray[np.floating]  #: [n_atoms, 3] eV/Å
-    forces_pred: NDArray[np.floating]  #: [n_atoms, 3] eV/Å
+    forces: NDArray[np.floating[Any]]  #: [n_atoms, 3] eV/Å
+    forces_pred: NDArray[np.floating[Any]]  #: [n_atoms, 3] eV/Å
     atomic_numbers: NDArray[np.int64] | None = None  #: [n_atoms]
+    free: NDArray[np.bool_] | None = None  #: [n_atoms], whose forces count; None: all
 
     def metrics(self) -> Metrics:
-        """Errors over all structures."""
-        return compute_metrics(self.energy, self.energy_pred, self.forces, self.forces_pred, self.natoms)
+        """Errors over all structures; those of forces over free atoms."""
+        return compute_metrics(self.energy, self.energy_pred, self.forces, self.forces_pred, self.natoms, self.free)
 
     def save(self, folder: Path) -> None:
         """Write ``predictions.npz``."""
@@ -87,7 +88,7 @@ class Predictions:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} cannot be read as predictions ({error}); evaluate the run again") from None
         names = {item.name for item in fields(cls)}
-        missing = names - {"atomic_numbers"} - set(arrays)
+        missing = names - {"atomic_numbers", "free"} - set(arrays)
         if missing:
             raise DataError(f"{path} lacks {', '.join(sorted(missing))}; it was not written by this version of fastkd")
         predictions = cls(**{name: value for name, value in arrays.items() if name in names})
@@ -97,8 +98,7 @@ class Predictions:
     def _check(self, path: Path) -> None:
         structures, atoms = self.natoms.shape, (int(self.natoms.sum()), 3)
         shapes = {"structure_index": structures, "energy": structures, "energy_pred": structures, "forces": atoms, "forces_pred": atoms}
-        if self.atomic_numbers is not None:
-            shapes["atomic_numbers"] = atoms[:1]
+        shapes |= {name: atoms[:1] for name in ("atomic_numbers", "free") if getattr(self, name) is not None}
         for name, shape in shapes.items():
             value = getattr(self, name)
             if value.shape != shape:
@@ -107,6 +107,8 @@ class Predictions:
                 raise DataError(f"{path}: {name} holds NaN or infinity; the run diverged or its labels are missing")
         if not structures[0] or self.natoms.min() < 1:
             raise DataError(f"{path} holds no structure, or one without atoms")
+        if self.free is not None and (self.free.dtype != np.bool_ or not self.free.any()):
+            raise DataError(f"{path}: free must be true or false for each atom, and true for some; evaluate the run again")
 
 
 @dataclass(frozen=True)

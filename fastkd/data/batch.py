@@ -69,6 +69,7 @@ class Batch:
     graphs: dict[float, NeighborGraph] = field(default_factory=dict)  #: by cutoff, Å
     bonds: Tensor | None = None  #: [2, n_bonds] int64, src and dst of each, both directions, if the data brings them
     tags: Tensor | None = None  #: [n_atoms] int64, 0 below the surface, 1 surface, 2 adsorbate (OC20); None: all 1
+    fixed: Tensor | None = None  #: [n_atoms] bool, atoms that are held in place, if the data says so
 
     @property
     def num_graphs(self) -> int:
@@ -77,6 +78,11 @@ class Batch:
     @property
     def num_atoms(self) -> int:
         return self.atomic_numbers.shape[0]
+
+    @property
+    def free(self) -> Tensor | None:
+        """Atoms that may move, [n_atoms] bool; None: all."""
+        return None if self.fixed is None else ~self.fixed
 
     def graph(self, cutoff: float) -> NeighborGraph:
         """The neighbour graph of one cutoff.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,10 @@ from fastkd_kernels import CSRGraph
 from torch import Tensor
 
 from fastkd.data.batch import Batch, NeighborGraph
+from fastkd.data.format import DEFAULT_TAG
 from fastkd.data.neighbors import Edges, find_neighbors
-from fastkd.data.structure import Structure
+from fastkd.data.structure import Floats, Structure
+from fastkd.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 
@@ -97,6 +100,9 @@ def collate(pieces: Sequence[Pieces], dtype: torch.dtype = torch.float32) -> Bat
     Args:
         pieces: at least one structure; all with neighbour lists of the same cutoffs.
         dtype: of positions, cells and forces; energies are float64.
+
+    Raises:
+        DataError: if some of the structures have bonds and others do not know of any.
     """
     structures = [piece.structure for piece in pieces]
     atoms = np.array([structure.num_atoms for structure in structures], dtype=np.int64)
@@ -104,7 +110,10 @@ def collate(pieces: Sequence[Pieces], dtype: torch.dtype = torch.float32) -> Bat
     np.cumsum(atoms, out=atom_ptr[1:])
     labelled = np.array([piece.labelled for piece in pieces])
     energy = [float(s.energy) if known else 0.0 for s, known in zip(structures, labelled, strict=True)]
-    forces = [s.forces if known else np.zeros((s.num_atoms, 3), np.float32) for s, known in zip(structures, labelled, strict=True)]
+    forces: list[Floats] = [
+        s.forces if known and s.forces is not None else np.zeros((s.num_atoms, 3), np.float32)
+        for s, known in zip(structures, labelled, strict=True)
+    ]
     return Batch(
         atomic_numbers=torch.from_numpy(np.concatenate([s.atomic_numbers for s in structures]).astype(np.int64, copy=False)),
         positions=_floats([s.positions for s in structures], dtype),
@@ -117,10 +126,35 @@ def collate(pieces: Sequence[Pieces], dtype: torch.dtype = torch.float32) -> Bat
         labelled=torch.from_numpy(labelled),
         structure_index=torch.tensor([piece.index for piece in pieces], dtype=torch.int64),
         graphs={cutoff: _join([p.graphs[cutoff] for p in pieces], atom_ptr, cutoff) for cutoff in pieces[0].graphs},
+        bonds=_bonds(pieces, atom_ptr),
+        tags=_per_atom([s.tags for s in structures], atoms, DEFAULT_TAG, np.int64),
+        fixed=_per_atom([s.fixed for s in structures], atoms, False, np.bool_),
     )
 
 
-def _floats(parts: Sequence[npt.NDArray[np.floating]], dtype: torch.dtype) -> Tensor:
+def _per_atom(parts: Sequence[npt.NDArray[Any] | None], atoms: Ints, fill: int, dtype: type[np.generic]) -> Tensor | None:
+    """Values of all atoms, ``fill`` where a structure has none; None if no structure has any."""
+    if all(part is None for part in parts):
+        return None
+    filled = [np.full(count, fill) if part is None else part for part, count in zip(parts, atoms.tolist(), strict=True)]
+    return torch.from_numpy(np.concatenate(filled).astype(dtype))
+
+
+def _bonds(pieces: Sequence[Pieces], atom_ptr: Ints) -> Tensor | None:
+    """Both directions of all bonds, [2, n_bonds] int64; None if no structure knows of any."""
+    without = [piece.index for piece in pieces if piece.structure.bonds is None]
+    if len(without) == len(pieces):
+        return None
+    if without:
+        raise DataError(
+            f"structure {without[0]} has no list of bonds, others of its batch have one. Give every structure one, [0, 2] where there are none."
+        )
+    bonds = [np.asarray(p.structure.bonds, np.int64).reshape(-1, 2) + first for p, first in zip(pieces, atom_ptr[:-1], strict=True)]
+    joined = np.concatenate(bonds)
+    return torch.from_numpy(np.concatenate([joined, joined[:, ::-1]]).T.copy())
+
+
+def _floats(parts: Sequence[Floats], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts))).to(dtype)
 
 

@@ -11,15 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from ase.data import chemical_symbols
 from rich.console import Console
 from rich.table import Table
 
+from fastkd.data.format import TAGS
 from fastkd.data.neighbors import find_neighbors
 from fastkd.data.reader import DataFile
 from fastkd.data.reference import References, compositions, fit_reference
 from fastkd.data.select import Selection, elements
 from fastkd.data.structure import Structure
+
+Ints = npt.NDArray[np.int64]
 
 #: eV/Å. Larger forces are rare outside of collisions, and often a wrong unit.
 LARGE_FORCE = 50.0
@@ -91,6 +95,7 @@ def make_card(
         "elements": ", ".join(chemical_symbols[number] for number in sorted(elements(data, used))) or "none",
         "atoms": _range(np.diff(data.atom_ptr)[used]),
         "periodic": f"{int(data.rows('pbc')[used].any(axis=1).sum()) if 'pbc' in data.fields else 0:,} structures",
+        **_extras(data, used),
         "reference energies": _references(references),
         "content hash": data.content_hash[:16] or "none",
         "licence": data.licence or "not stated",
@@ -113,13 +118,29 @@ def make_card(
     return DataCard(f"Data: {data.path.name}", facts, rows, warnings)
 
 
-def _thinned(indices: np.ndarray) -> np.ndarray:
+def _extras(data: DataFile, used: Ints) -> dict[str, str]:
+    """Tags, fixed atoms and bonds of some structures, as far as the file has them."""
+    facts = {}
+    atoms = np.zeros(int(data.atom_ptr[-1]), dtype=bool)
+    for index in used.tolist():
+        atoms[data.atom_ptr[index] : data.atom_ptr[index + 1]] = True
+    if "tags" in data.fields:
+        counts = np.bincount(data.rows("tags")[atoms].astype(np.int64), minlength=len(TAGS))
+        facts["tags"] = f"{counts[0]:,} atoms below the surface (0), {counts[1]:,} of the free slab (1), {counts[2]:,} adsorbate (2)"
+    if "fixed" in data.fields:
+        facts["fixed"] = f"{int(data.rows('fixed')[atoms].sum()):,} of {int(atoms.sum()):,} atoms"
+    if data.bond_ptr is not None:
+        facts["bonds"] = _range(np.diff(data.bond_ptr)[used])
+    return facts
+
+
+def _thinned(indices: Ints) -> Ints:
     if len(indices) <= MAX_STRUCTURES:
         return indices
     return indices[np.linspace(0, len(indices) - 1, MAX_STRUCTURES).round().astype(np.int64)]
 
 
-def _groups(data: DataFile, selection: Selection | None) -> dict[str, np.ndarray]:
+def _groups(data: DataFile, selection: Selection | None) -> dict[str, Ints]:
     if selection is None:
         # in the usual order, then as they come
         names = sorted(dict.fromkeys(data.splits.tolist()), key=lambda name: _ORDER.get(name, len(_ORDER)))
@@ -147,7 +168,7 @@ def _split_row(name: str, counts: dict[str, int], structures: list[Structure], r
     }
 
 
-def _warnings(data: DataFile, missing: np.ndarray, groups: dict[str, np.ndarray], structures: dict[int, Structure]) -> list[str]:
+def _warnings(data: DataFile, missing: npt.NDArray[np.bool_], groups: dict[str, Ints], structures: dict[int, Structure]) -> list[str]:
     warnings = []
     if not data.level_of_theory:
         warnings.append(
@@ -180,13 +201,13 @@ def _neighbors(structures: list[Structure], cutoff: float) -> tuple[str, int]:
     return f"{counts.mean():.1f} on average, {counts.min()} to {counts.max()}", int((counts == 0).sum()) if degrees else 0
 
 
-def _systems(systems: np.ndarray) -> str:
+def _systems(systems: npt.NDArray[np.str_]) -> str:
     names, counts = np.unique(systems, return_counts=True)
     listed = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True) if name]
     return ", ".join(listed[:8]) + (f", and {len(listed) - 8} more" if len(listed) > 8 else "") or "no names"
 
 
-def _range(values: np.ndarray) -> str:
+def _range(values: Ints) -> str:
     return f"{values.min()} to {values.max()} per structure, {values.sum():,} in all" if len(values) else "none"
 
 

@@ -48,6 +48,12 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pbc", default="", metavar="TTT", help="periodic directions, for npz with a cell (default: along every lattice vector)"
     )
+    parser.add_argument(
+        "--tags",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep tags (as OC20's: 0, 1, 2), fixed atoms and bonds of the source (default: yes)",
+    )
     parser.add_argument("--select", default=":", metavar="START:STOP:STEP", help="only these structures of the source (default: all)")
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--split", metavar="TRAIN,VAL,TEST", help="fractions drawn at random, such as 0.8,0.1,0.1")
@@ -135,6 +141,7 @@ def _source_options(args: argparse.Namespace) -> SourceOptions:
         split_key=args.split_key,
         system=args.system,
         pbc=args.pbc,
+        tags=args.tags,
         select=parse_slice(args.select),
     )
 

@@ -1,7 +1,7 @@
 """The HDF5 data format, version 1: what is in a file, and what makes one valid. Described for strangers in docs/file-format.md.
 
 One long array per property and ``atom_ptr``, as in a CSR matrix: structure i owns rows ``atom_ptr[i]:atom_ptr[i + 1]`` of every
-per-atom array. Units and provenance are attributes.
+per-atom array. Bonds are counted in the same way by ``bond_ptr``. Units and provenance are attributes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ import numpy as np
 FORMAT_NAME = "fastkd"
 SCHEMA_VERSION = 1
 
+#: What an atom without a tag counts as: free slab, so that nothing is left out.
+DEFAULT_TAG = 1
+#: Tags of OC20: 0 fixed or below the surface, 1 free slab, 2 adsorbate.
+TAGS = (0, 1, 2)
+
 
 @dataclass(frozen=True)
 class Field:
     """One array of a file."""
 
-    per: Literal["atom", "structure"]
+    per: Literal["atom", "structure", "bond"]
     shape: tuple[int, ...]  #: of one row
     kind: Literal["integer", "float", "bool", "text"]
     unit: str
     store: str  #: dtype we write; readers accept any of the kind
     required: bool = False
     label: bool = False  #: may be NaN, where a structure has no label
+    fill: int = 0  #: integers of structures that have none, in a file where others have some
 
 
 FIELDS: dict[str, Field] = {
@@ -41,6 +47,10 @@ FIELDS: dict[str, Field] = {
     "split": Field("structure", (), "text", "1", "text"),
     "system": Field("structure", (), "text", "1", "text"),
     "time_fs": Field("structure", (), "float", "fs", "float64"),
+    # hashed after all others, so that files without them keep their hash
+    "tags": Field("atom", (), "integer", "1", "int8", fill=DEFAULT_TAG),
+    "fixed": Field("atom", (), "bool", "1", "bool"),
+    "bonds": Field("bond", (2,), "integer", "1", "int32"),
 }
 
 #: Rows hashed or copied at a time.
@@ -53,6 +63,8 @@ def content_hash(file: h5py.File) -> str:
     _hash_array(digest, "atom_ptr", file["atom_ptr"], "<i8")
     for name, field in FIELDS.items():
         if name in file:
+            if field.per == "bond":
+                _hash_array(digest, "bond_ptr", file["bond_ptr"], "<i8")
             kinds = {"integer": "<i8", "float": "<f8", "bool": "|u1", "text": None}
             _hash_array(digest, name, file[name], kinds[field.kind])
     return digest.hexdigest()

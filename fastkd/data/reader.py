@@ -20,7 +20,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from fastkd.data.format import BLOCK_ROWS, FIELDS, FORMAT_NAME, SCHEMA_VERSION, Field, content_hash
+from fastkd.data.extras import first_bad_bond
+from fastkd.data.format import BLOCK_ROWS, FIELDS, FORMAT_NAME, SCHEMA_VERSION, TAGS, Field, content_hash
 from fastkd.data.structure import Structure
 from fastkd.errors import DataError
 
@@ -55,7 +56,9 @@ class DataFile:
                 self._check_header(file)
                 #: properties that the file has
                 self.fields: tuple[str, ...] = tuple(name for name in FIELDS if name in file)
-                self.atom_ptr: Ints = self._pointers(file["atom_ptr"])
+                self.atom_ptr: Ints = self._pointers(file, "atom_ptr")
+                #: first bond of each structure, [n + 1]; None if the file has no bonds
+                self.bond_ptr: Ints | None = self._pointers(file, "bond_ptr") if "bonds" in self.fields else None
                 self._check_arrays(file)
         except BaseException:
             # while a refused file stays open, HDF5 hands out what it remembers of it, even when a good copy has taken its place
@@ -145,7 +148,7 @@ class DataFile:
             raise DataError(f"{self.path}: the attribute 'provenance' is no JSON object ({error}). Convert its source again.") from error
 
     def rows(self, name: str, part: slice = slice(None)) -> npt.NDArray[Any]:
-        """Rows of one array of the file: atoms or structures, whichever it counts.
+        """Rows of one array of the file: atoms, structures or bonds, whichever it counts.
 
         Raises:
             DataError: if they cannot be read, because the file is damaged or went away.
@@ -198,12 +201,18 @@ class DataFile:
 
     def _read_run(self, first: int, last: int, found: dict[int, Structure]) -> None:
         start, stop = int(self.atom_ptr[first]), int(self.atom_ptr[last])
-        parts = {"atom": slice(start, stop), "structure": slice(first, last)}
+        # a file without bonds has no array that is cut by it
+        bonds = self.atom_ptr if self.bond_ptr is None else self.bond_ptr
+        first_bond = int(bonds[first])
+        parts = {"atom": slice(start, stop), "structure": slice(first, last), "bond": slice(first_bond, int(bonds[last]))}
         arrays = {name: self.rows(name, parts[FIELDS[name].per]) for name in self.fields}
         for index in range(first, last):
-            atoms = slice(int(self.atom_ptr[index]) - start, int(self.atom_ptr[index + 1]) - start)
-            row = {name: array[atoms] if FIELDS[name].per == "atom" else array[index - first] for name, array in arrays.items()}
-            found[index] = _structure(row)
+            place: dict[str, slice | int] = {
+                "atom": slice(int(self.atom_ptr[index]) - start, int(self.atom_ptr[index + 1]) - start),
+                "structure": index - first,
+                "bond": slice(int(bonds[index]) - first_bond, int(bonds[index + 1]) - first_bond),
+            }
+            found[index] = _structure({name: array[place[FIELDS[name].per]] for name, array in arrays.items()})
 
     def missing_labels(self) -> Ints:
         """Numbers of the structures whose energy or forces are missing or NaN."""
@@ -235,7 +244,7 @@ class DataFile:
             )
 
     def check_values(self) -> None:
-        """Look at every position, atomic number and cell.
+        """Look at every position, atomic number, cell, tag and bond.
 
         Raises:
             DataError: naming the first structure that is wrong.
@@ -246,16 +255,37 @@ class DataFile:
             self._refuse_atoms(bad, first, "positions are not finite")
             numbers = self.rows("atomic_numbers", part)
             self._refuse_atoms((numbers < 1) | (numbers > 118), first, "atomic numbers are not between 1 and 118")
+            if "tags" in self.fields:
+                self._refuse_atoms(
+                    ~np.isin(self.rows("tags", part), TAGS),
+                    first,
+                    "tags are not 0, 1 or 2",
+                    "Mend the source, or convert it with --no-tags.",
+                )
         if "cell" in self.fields:
             bad = np.flatnonzero(~np.isfinite(self.rows("cell")).all(axis=(1, 2)))
             if len(bad):
                 raise DataError(f"{self.path}: the cell of structure {bad[0]} is not finite. Remove it from the source and convert again.")
+        for first in range(0, len(self) if self.bond_ptr is not None else 0, BLOCK_ROWS):
+            self._check_bonds(first, min(first + BLOCK_ROWS, len(self)))
 
-    def _refuse_atoms(self, bad: npt.NDArray[np.bool_], first: int, what: str) -> None:
+    def _check_bonds(self, first: int, last: int) -> None:
+        """Look at all bonds of some structures."""
+        assert self.bond_ptr is not None
+        counts = np.diff(self.bond_ptr[first : last + 1])
+        bonds = self.rows("bonds", slice(int(self.bond_ptr[first]), int(self.bond_ptr[last])))
+        structure = np.repeat(np.arange(last - first), counts)
+        found = first_bad_bond(bonds, structure, np.diff(self.atom_ptr[first : last + 1]))
+        if found is not None:
+            raise DataError(f"{self.path}: structure {first + int(structure[found[0]])}: {found[1]}")
+
+    def _refuse_atoms(
+        self, bad: npt.NDArray[np.bool_], first: int, what: str, mend: str = "Remove it from the source and convert again."
+    ) -> None:
         if bad.any():
             atom = first + int(np.flatnonzero(bad)[0])
             structure = int(np.searchsorted(self.atom_ptr, atom, side="right")) - 1
-            raise DataError(f"{self.path}: {what} in structure {structure} (atom {atom}). Remove it from the source and convert again.")
+            raise DataError(f"{self.path}: {what} in structure {structure} (atom {atom}). {mend}")
 
     def _check_header(self, file: h5py.File) -> None:
         name = file.attrs.get("format")
@@ -270,27 +300,36 @@ class DataFile:
                 f"{self.path} has schema version {version}, this release reads version {SCHEMA_VERSION}. Use a matching release, or convert again."
             )
         missing = [name for name in ("atom_ptr", *(n for n, field in FIELDS.items() if field.required)) if name not in file]
+        missing += ["bond_ptr"] if "bonds" in file and "bond_ptr" not in file else []
         if missing:
             raise DataError(f"{self.path} lacks {', '.join(missing)}. Convert its source again.")
 
-    def _pointers(self, dataset: Any) -> Ints:
+    def _pointers(self, file: h5py.File, name: str) -> Ints:
+        dataset = file[name]
         if not isinstance(dataset, h5py.Dataset) or len(dataset.shape or ()) != 1 or dataset.dtype.kind not in "iu":
-            raise DataError(f"{self.path}: atom_ptr must be a one-dimensional array of integers. Convert its source again.")
-        ptr: Ints = self.rows("atom_ptr").astype(np.int64)
-        if len(ptr) < 1 or ptr[0] != 0 or (np.diff(ptr) <= 0).any():
-            raise DataError(f"{self.path}: atom_ptr must begin with 0 and grow with every structure. Convert its source again.")
+            raise DataError(f"{self.path}: {name} must be a one-dimensional array of integers. Convert its source again.")
+        ptr: Ints = self.rows(name).astype(np.int64)
+        bonds = name == "bond_ptr"
+        if len(ptr) < 1 or ptr[0] != 0 or (np.diff(ptr) < (0 if bonds else 1)).any():
+            how = "never shrink" if bonds else "grow with every structure"
+            raise DataError(f"{self.path}: {name} must begin with 0 and {how}. Convert its source again.")
+        if bonds and len(ptr) != len(self) + 1:
+            raise DataError(
+                f"{self.path}: bond_ptr has {len(ptr)} entries, {len(self)} structures need {len(self) + 1}. Convert its source again."
+            )
         return ptr
 
     def _check_arrays(self, file: h5py.File) -> None:
+        rows = {"atom": int(self.atom_ptr[-1]), "structure": len(self), "bond": 0 if self.bond_ptr is None else int(self.bond_ptr[-1])}
         for name in self.fields:
-            field = FIELDS[name]
-            self._check_array(name, field, file[name], int(self.atom_ptr[-1]) if field.per == "atom" else len(self))
+            self._check_array(name, FIELDS[name], file[name], rows[FIELDS[name].per])
 
     def _check_array(self, name: str, field: Field, dataset: Any, rows: int) -> None:
         expected = (rows, *field.shape)
         if not isinstance(dataset, h5py.Dataset) or dataset.shape != expected:
             shape = getattr(dataset, "shape", "a group")
-            raise DataError(f"{self.path}: {name} has shape {shape}, atom_ptr needs {expected}. Convert its source again.")
+            pointer = "bond_ptr" if field.per == "bond" else "atom_ptr"
+            raise DataError(f"{self.path}: {name} has shape {shape}, {pointer} needs {expected}. Convert its source again.")
         is_text = h5py.check_string_dtype(dataset.dtype) is not None
         if dataset.dtype.kind not in _NUMPY_KINDS[field.kind] or is_text != (field.kind == "text"):
             raise DataError(f"{self.path}: {name} holds {dataset.dtype}, but must hold {field.kind} values. Convert its source again.")
@@ -307,10 +346,13 @@ def _text(item: bytes) -> str:
 
 
 def _structure(row: dict[str, Any]) -> Structure:
-    text = {name: _text(row[name]) for name in ("split", "system") if name in row}
-    numbers = {name: float(row[name]) for name in ("energy", "time_fs") if name in row}
-    arrays = {name: row[name] for name in ("positions", "forces", "cell", "pbc", "stress") if name in row}
-    for label in ("forces", "stress"):
-        if label in arrays and not np.isfinite(arrays[label]).all():
-            arrays[label] = None
-    return Structure(row["atomic_numbers"].astype(np.int64), **arrays, **numbers, **text)
+    values: dict[str, Any] = dict(row)
+    for name, value in row.items():
+        if FIELDS[name].kind == "text":
+            values[name] = _text(value)
+        elif FIELDS[name].per == "structure" and not FIELDS[name].shape:
+            values[name] = float(value)
+        elif FIELDS[name].label and not np.isfinite(value).all():
+            values[name] = None
+    values["atomic_numbers"] = row["atomic_numbers"].astype(np.int64)
+    return Structure(**values)

@@ -54,7 +54,7 @@ def fit_reference(counts: Floats, energy: Floats, prior: Floats | None = None) -
         energy: total energies, [n] eV.
         prior: energies by atomic number, [119] eV; zero if None.
     """
-    known = counts.any(axis=0)
+    known = np.asarray(counts.any(axis=0), dtype=np.bool_)
     start = np.zeros(MAX_ATOMIC_NUMBER + 1) if prior is None else np.where(known, prior, 0.0)
     energies = start.copy()
     if known.any():
@@ -76,7 +76,7 @@ def make_references(setting: str | Mapping[str, float], structures: Sequence[Str
         DataError: if what is left after subtraction is absurd, as with references of another level of theory.
     """
     counts = compositions(structures)
-    known = counts.any(axis=0)
+    known = np.asarray(counts.any(axis=0), dtype=np.bool_)
     if setting == "fit":
         references = fit_reference(counts, energy)
     elif setting == "none":
@@ -108,8 +108,18 @@ def _given(setting: Mapping[str, float], known: npt.NDArray[np.bool_]) -> Floats
     return energies
 
 
-def force_rms(structures: Sequence[Structure]) -> float:
-    """Root mean square of force components, eV/Å: the scale of energies that a network should work in (1 where there are no forces)."""
-    squares = [np.square(s.forces, dtype=np.float64).mean() for s in structures if s.forces is not None]
+def force_rms(structures: Sequence[Structure], *, free_atoms: bool = True) -> float:
+    """Root mean square of force components, eV/Å: the scale of energies that a network should work in (1 where there are no forces).
+
+    Args:
+        structures: with forces, as far as they have any.
+        free_atoms: leave out atoms that are held fixed.
+    """
+    forces = [
+        s.forces[~np.asarray(s.fixed, dtype=bool)] if free_atoms and s.fixed is not None else s.forces
+        for s in structures
+        if s.forces is not None
+    ]
+    squares = [np.square(part, dtype=np.float64).mean() for part in forces if len(part)]
     rms = float(np.sqrt(np.mean(squares))) if squares else 1.0
     return rms if rms > 1e-6 else 1.0

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastkd.errors import DataError
 
@@ -37,7 +38,7 @@ class Pool:
         self.epoch = self.position = 0
         self._order = self._shuffled()
 
-    def _shuffled(self) -> np.ndarray:
+    def _shuffled(self) -> npt.NDArray[np.int64]:
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed, self._number, self.epoch])))
         return self._indices[generator.permutation(len(self._indices))]
 

@@ -25,6 +25,9 @@ class Structure:
     split: str = ""  #: name of its split, "" for none
     system: str = ""  #: name of the molecule or trajectory it belongs to
     time_fs: float = float("nan")  #: fs, within its trajectory
+    tags: npt.NDArray[np.integer[Any]] | None = None  #: [n_atoms], OC20's: 0 fixed or below the surface, 1 free slab, 2 adsorbate
+    fixed: npt.NDArray[np.bool_] | None = None  #: [n_atoms], atoms that are held in place
+    bonds: npt.NDArray[np.integer[Any]] | None = None  #: [n_bonds, 2], atoms of this structure, each pair once
 
     @property
     def num_atoms(self) -> int:

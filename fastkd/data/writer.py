@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 import fastkd
+from fastkd.data.extras import bonds_fault, fixed_fault, tags_fault
 from fastkd.data.format import FIELDS, FORMAT_NAME, SCHEMA_VERSION, Field, content_hash
 from fastkd.data.sink import Sink
 from fastkd.data.structure import Structure
@@ -69,6 +70,8 @@ class DataWriter:
         self._buffered_atoms = 0
         self.num_structures = 0
         self.num_atoms = 0
+        self._num_bonds = 0
+        self._has_bonds: bool | None = None  # of all structures alike, told by the first
         self._sink: Sink | None = None
         self._file: h5py.File | None = None
         attributes = {
@@ -94,11 +97,13 @@ class DataWriter:
             where: it comes from, for messages; empty: its number in this file.
 
         Raises:
-            DataError: if shapes do not fit, positions or the cell are not finite, or the file cannot be written.
+            DataError: if shapes do not fit, positions or the cell are not finite, tags or bonds are not as docs/file-format.md wants them,
+                some structures come with bonds and others without, or the file cannot be written.
         """
         self._check(structure, where or f"{self.path}: structure {self.num_structures + len(self._buffer)}")
+        self._has_bonds = structure.bonds is not None
         # copied, because simulations move atoms in place
-        arrays = {name: np.array(value) for name, value in vars(structure).items() if isinstance(value, np.ndarray)}
+        arrays: dict[str, Any] = {name: np.array(value) for name, value in vars(structure).items() if isinstance(value, np.ndarray)}
         self._buffer.append(replace(structure, **arrays))
         self._buffered_atoms += structure.num_atoms
         if self._buffered_atoms >= _BUFFERED_ATOMS:
@@ -178,6 +183,17 @@ class DataWriter:
         good = (numbers >= 1) & (numbers <= 118) & (numbers == np.floor(numbers))
         if not good.all():
             raise DataError(f"{where}: atomic numbers must be 1 to 118, got {numbers[~good][0]}.")
+        for name, fault_of in (("tags", tags_fault), ("fixed", fixed_fault), ("bonds", bonds_fault)):
+            value = getattr(structure, name)
+            fault = "" if value is None else fault_of(np.asarray(value), atoms)
+            if fault:
+                raise DataError(f"{where}: {fault}")
+        has_bonds = structure.bonds is not None
+        if self._has_bonds is not None and has_bonds != self._has_bonds:
+            raise DataError(
+                f"{where} has {'' if has_bonds else 'no '}bonds, but those before it have {'none' if has_bonds else 'some'}. Give them to every "
+                "structure ([0, 2] where there are none), or to none."
+            )
         _refuse_text(structure.split, f"{where}: its split")
         _refuse_text(structure.system, f"{where}: its system")
 
@@ -190,6 +206,10 @@ class DataWriter:
             for name, field in FIELDS.items():
                 self._write_field(name, field, block)
             self._extend("atom_ptr", self.num_atoms + np.cumsum([s.num_atoms for s in block]))
+            if self._has_bonds:
+                bonds = np.cumsum([0 if s.bonds is None else len(s.bonds) for s in block])
+                self._extend("bond_ptr", self._num_bonds + bonds)
+                self._num_bonds += int(bonds[-1])
         self.num_structures += len(block)
         self.num_atoms += atoms
 
@@ -200,11 +220,11 @@ class DataWriter:
             if all(_absent(value) for value in values):
                 return
             self._create_field(name, field)
-        counts = [s.num_atoms if field.per == "atom" else 1 for s in block]
+        counts = [_count(s, field) for s in block]
         parts = [
             np.full((count, *field.shape), _fill(field), dtype=_numpy_dtype(field.store))
             if value is None
-            else np.reshape(np.asarray(value), (count, *field.shape))
+            else np.reshape(np.asarray(value, dtype=bool if field.kind == "bool" else None), (count, *field.shape))
             for value, count in zip(values, counts, strict=True)
         ]
         rows = np.concatenate(parts)
@@ -213,7 +233,9 @@ class DataWriter:
 
     def _create_field(self, name: str, field: Field) -> None:
         # with rows for the structures before the first that has this property
-        rows = self.num_atoms if field.per == "atom" else self.num_structures
+        rows = {"atom": self.num_atoms, "structure": self.num_structures, "bond": self._num_bonds}[field.per]
+        if field.per == "bond":
+            self._create("bond_ptr", (), "int64", "1", rows=1, fill=0)
         self._create(name, field.shape, self._positions_dtype if name == "positions" else field.store, field.unit, rows, _fill(field))
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: str, unit: str, rows: int = 0, fill: Any = None) -> None:
@@ -267,6 +289,13 @@ def _refuse_text(text: str, what: str) -> None:
         raise DataError(f"{what} {text!r} cannot be kept as UTF-8 text. Write it without zero bytes, in UTF-8.")
 
 
+def _count(structure: Structure, field: Field) -> int:
+    """Rows of a structure in an array of the file."""
+    if field.per == "bond":
+        return 0 if structure.bonds is None else len(structure.bonds)
+    return structure.num_atoms if field.per == "atom" else 1
+
+
 def _absent(value: Any) -> bool:
     if value is None or isinstance(value, str):
         return not value
@@ -275,7 +304,7 @@ def _absent(value: Any) -> bool:
 
 def _fill(field: Field) -> Any:
     return {
-        "integer": 0,
+        "integer": field.fill,
         "float": np.nan if field.label or (field.per == "structure" and not field.shape) else 0.0,
         "bool": False,
         "text": "",

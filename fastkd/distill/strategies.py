@@ -6,10 +6,14 @@ authors' public code for what the paper leaves open. Averages of features run ov
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from fastkd.distill.projections import FeatureLoss, Projection, elementwise
+
+ForcesLoss = Literal["l2", "mse", "mae", "huber"]
 
 
 def energy_loss(student_energy: Tensor, teacher_energy: Tensor, kind: FeatureLoss = "mae") -> Tensor:
@@ -17,7 +21,7 @@ def energy_loss(student_energy: Tensor, teacher_energy: Tensor, kind: FeatureLos
     return elementwise(student_energy.double() - teacher_energy.double(), kind)
 
 
-def forces_loss(student_forces: Tensor, teacher_forces: Tensor, kind: str = "l2", free: Tensor | None = None) -> Tensor:
+def forces_loss(student_forces: Tensor, teacher_forces: Tensor, kind: ForcesLoss = "l2", free: Tensor | None = None) -> Tensor:
     """Vanilla (1), forces: mean over free atoms of ‖F_s,i − F_t,i‖₂ in eV/Å; other kinds are means over components.
 
     Args:
@@ -27,13 +31,16 @@ def forces_loss(student_forces: Tensor, teacher_forces: Tensor, kind: str = "l2"
         free: [n_atoms] bool, atoms that may move; None for all.
     """
     residual = student_forces - teacher_forces.to(student_forces.dtype)
+    atoms: int | Tensor = max(residual.shape[0], 1)
     if free is not None:
-        residual = residual[free]
+        # a mask instead of a selection: an accelerator need not report back how many there are
+        residual = residual * free.unsqueeze(-1)
+        atoms = free.sum().clamp(min=1)
     if kind != "l2":
-        return elementwise(residual, kind)  # type: ignore[arg-type]
+        return elementwise(residual, kind) * (residual.shape[0] / atoms)
     # vector_norm has a zero subgradient at zero, so that a perfect student does not become NaN
     total: Tensor = torch.linalg.vector_norm(residual, dim=-1).sum()
-    return total / max(residual.shape[0], 1)
+    return total / atoms
 
 
 def atom_energy_loss(

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from fastkd.config import DistillConfig, TermConfig
 from fastkd.data.batch import Batch
 from fastkd.distill import strategies
-from fastkd.distill.projections import IdentityProjection, LinearProjection, MLPProjection, Projection
+from fastkd.distill.projections import FeatureLoss, IdentityProjection, LinearProjection, MLPProjection, Projection
+from fastkd.distill.strategies import ForcesLoss
 from fastkd.errors import ConfigError
 from fastkd.models.base import FeatureKind, Prediction
 from fastkd.teachers.output import Need, Offer, TeacherOutput
 
-AUTO_LOSS = {"energy": "mae", "forces": "l2", "atom_energy": "mae", "n2n": "mse", "e2n": "mse", "v2v": "mse"}
+AUTO_LOSS: dict[str, ForcesLoss] = {"energy": "mae", "forces": "l2", "atom_energy": "mae", "n2n": "mse", "e2n": "mse", "v2v": "mse"}
 UNIT = {"energy": "eV", "forces": "eV/Å", "atom_energy": "eV", "n2n": "1", "e2n": "1", "v2v": "1"}
-OUTPUT_KINDS = ("energy", "forces", "atom_energy")
+OUTPUT_KINDS: tuple[Need, ...] = ("energy", "forces", "atom_energy")
 
 #: Sets the projections' random numbers apart from those of a student with the same seed.
 SEED_STREAM = 0x6B64_7072_6F6A
@@ -54,8 +55,14 @@ class Term(nn.Module):
         self.name = name
         self.kind = config.kind
         self.weight = float(config.weight)
-        self.loss = AUTO_LOSS[config.kind] if config.loss == "auto" else config.loss
+        self.loss: ForcesLoss = AUTO_LOSS[config.kind] if config.loss == "auto" else config.loss
         self.needs = needs
+
+    @property
+    def feature_loss(self) -> FeatureLoss:
+        """The loss of everything but forces."""
+        assert self.loss != "l2", "the config was not checked"
+        return self.loss
 
     def raw(self, student: Prediction, teacher: TeacherOutput, batch: Batch) -> Tensor:
         """L_KD, a scalar."""
@@ -67,8 +74,9 @@ class OutputTerm(Term):
 
     reference_shift: Tensor | None
 
-    def __init__(self, name: str, config: TermConfig, student: Offer, teacher: Offer) -> None:
-        super().__init__(name, config, frozenset({config.kind}))  # type: ignore[arg-type]
+    def __init__(self, name: str, config: TermConfig, student: Offer, teacher: Offer, *, free_atoms: bool = True) -> None:
+        super().__init__(name, config, frozenset(need for need in OUTPUT_KINDS if need == config.kind))
+        self.free_atoms = free_atoms
         shift = None
         if config.kind == "atom_energy" and student.reference_energy is not None and teacher.reference_energy is not None:
             # atoms are compared as parts of the totals, so that different reference energies do not count as an error
@@ -85,13 +93,14 @@ class OutputTerm(Term):
 
     def raw(self, student: Prediction, teacher: TeacherOutput, batch: Batch) -> Tensor:
         if self.kind == "energy":
-            return strategies.energy_loss(student.energy, _have(teacher.energy, self, "energy"), self.loss)  # type: ignore[arg-type]
+            return strategies.energy_loss(student.energy, _have(teacher.energy, self, "energy"), self.feature_loss)
         if self.kind == "forces":
             predicted = _have(student.forces, self, "forces of the student")
-            return strategies.forces_loss(predicted, _have(teacher.forces, self, "forces"), self.loss)
+            free = batch.free if self.free_atoms else None
+            return strategies.forces_loss(predicted, _have(teacher.forces, self, "forces"), self.loss, free)
         shift = None if self.reference_shift is None else self.reference_shift[batch.atomic_numbers]
         target = _have(teacher.atom_energy, self, "atom_energy")
-        return strategies.atom_energy_loss(student.atom_energy, target, shift, self.loss)  # type: ignore[arg-type]
+        return strategies.atom_energy_loss(student.atom_energy, target, shift, self.feature_loss)
 
 
 class FeatureTerm(Term):
@@ -131,7 +140,7 @@ class FeatureTerm(Term):
 
     def raw(self, student: Prediction, teacher: TeacherOutput, batch: Batch) -> Tensor:
         compare = {"n2n": strategies.node_to_node, "e2n": strategies.edge_to_node, "v2v": strategies.vector_to_vector}[self.kind]
-        return compare(self.student_feature(student), self.teacher_feature(teacher).detach(), self.projection, self.loss)  # type: ignore[arg-type]
+        return compare(self.student_feature(student), self.teacher_feature(teacher).detach(), self.projection, self.feature_loss)
 
 
 class Terms(nn.Module):
@@ -168,7 +177,7 @@ class Terms(nn.Module):
         return values
 
 
-def build_terms(config: DistillConfig, student: Offer, teacher: Offer, *, seed: int = 0) -> Terms:
+def build_terms(config: DistillConfig, student: Offer, teacher: Offer, *, seed: int = 0, free_atoms: bool = True) -> Terms:
     """Terms of a config, with projections of the right widths.
 
     Args:
@@ -176,6 +185,7 @@ def build_terms(config: DistillConfig, student: Offer, teacher: Offer, *, seed: 
         student: what the student offers.
         teacher: what the teacher offers.
         seed: of the projections' initial weights, which no other random number generator influences.
+        free_atoms: leave atoms that the data holds fixed out of force terms (features are compared on all atoms, as in the papers).
 
     Raises:
         ConfigError: if the student or the teacher does not offer what a term needs, or the options of a term exclude each other.
@@ -192,7 +202,7 @@ def build_terms(config: DistillConfig, student: Offer, teacher: Offer, *, seed: 
             if item.kind not in teacher.outputs:
                 have = ", ".join(sorted(teacher.outputs)) or "features only"
                 raise ConfigError(f"{where} needs {item.kind} of the teacher, but {teacher.name} predicts {have}; drop the term")
-            terms.append(OutputTerm(name, item, student, teacher))
+            terms.append(OutputTerm(name, item, student, teacher, free_atoms=free_atoms))
         else:
             terms.append(_feature_term(name, item, where, student, teacher, generator))
     return Terms(terms)

@@ -23,6 +23,8 @@ from fastkd.errors import ConfigError, DataError
 from fastkd.models.base import Potential
 from fastkd.teachers import BaseTeacher
 
+#: Architectures with a plane of bonds.
+_WITH_LOCAL_EDGES = ("mxmnet", "pamnet", "pamnet_s")
 #: Structures that a teacher is tried on before a run.
 SAMPLE = 3
 
@@ -61,18 +63,22 @@ class RunData:
         dtype: of batches.
 
     Raises:
-        DataError: see `fastkd.data.select.select` and `fastkd.data.reference.make_references`.
+        DataError: see `fastkd.data.select.select` and `fastkd.data.reference.make_references`; if the model wants bonds and there are none.
         ConfigError: if more structures are asked for than there are.
     """
 
     def __init__(self, file: DataFile, config: Config, device: torch.device, dtype: torch.dtype) -> None:
         self.file, self.config, self.device, self.dtype = file, config, device, dtype
+        if config.model.kind in _WITH_LOCAL_EDGES and config.model.local == "bonds" and file.bond_ptr is None:
+            raise DataError(
+                f"{file.path} has no bonds, which model.local=bonds asks for; add them (docs/file-format.md), or set model.local=covalent"
+            )
         self.selection = select(file, config.data, config.run.seed)
         self._datasets: dict[tuple[float, ...], StructureDataset] = {}
         labelled = file.read(self.selection.labelled)
         energy = np.array([structure.energy for structure in labelled], dtype=np.float64)
         self.references: References = make_references(config.data.reference_energies, labelled, energy, str(file.path))
-        self.energy_scale = force_rms(labelled)
+        self.energy_scale = force_rms(labelled, free_atoms=config.loss.train_on_free_atoms)
         self._counts, self._energy = compositions(labelled), energy
 
     @property

@@ -36,17 +36,19 @@ def frozen(model: Potential | BaseTeacher) -> Iterator[Callable[[Batch], Predict
         model.train(was_training)
 
 
-def predict(model: Potential | BaseTeacher, batches: Iterable[Batch]) -> Predictions:
+def predict(model: Potential | BaseTeacher, batches: Iterable[Batch], *, free_atoms: bool = True) -> Predictions:
     """Predictions and labels, structure after structure.
 
     Args:
         model: ours, which is left in the mode it was in, or any teacher that predicts energies and forces.
         batches: on the model's device and in its dtype, each with the neighbour graph of ``model.cutoff``.
+        free_atoms: where the data tells fixed atoms, leave them out of force errors.
 
     Raises:
-        DataError: if there is no structure, or one without labels.
+        DataError: if there is no structure, or one without labels, or none of the atoms is free.
     """
     columns: dict[str, list[Tensor]] = {}
+    told = False
     with frozen(model) as ask:
         for batch in batches:
             if not bool(batch.labelled.all()):
@@ -63,12 +65,22 @@ def predict(model: Potential | BaseTeacher, batches: Iterable[Batch]) -> Predict
                 "forces": batch.forces.double(),
                 "forces_pred": prediction.forces.double(),
                 "atomic_numbers": batch.atomic_numbers,
+                "free": torch.ones_like(batch.atomic_numbers, dtype=torch.bool) if batch.free is None else batch.free,
             }
+            told |= free_atoms and batch.free is not None
             for name, value in found.items():
                 columns.setdefault(name, []).append(value.detach())
     if not columns:
         raise DataError("there is no structure to evaluate on; check the name of the split, and data.systems")
-    return Predictions(**{name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()})
+    if not told:
+        del columns["free"]
+    predictions = Predictions(**{name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()})
+    if predictions.free is not None and not predictions.free.any():
+        raise DataError(
+            "every atom to evaluate on is fixed, so there is no force error; evaluate on all atoms (train.eval_on_free_atoms=false, or "
+            "fastkd eval --no-free-atoms)"
+        )
+    return predictions
 
 
 def inference_rate(model: Potential | BaseTeacher, batches: Sequence[Batch], repeats: int) -> float:

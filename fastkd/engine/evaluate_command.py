@@ -52,7 +52,7 @@ def evaluate_command(args: argparse.Namespace, console: Console | None = None) -
     batches = [batch.to(device) for batch in dataset.batches(indices.tolist(), max_structures=args.batch_size)]
     threads = args.threads or (choose_threads(lambda: predict(model, batches[:1]))[0] if device.type == "cpu" else 0)
     with thread_count(threads):
-        predictions = predict(model, batches)
+        predictions = predict(model, batches, free_atoms=args.free_atoms)
         metrics, rate = predictions.metrics(), inference_rate(model, batches, 3)
         table = _table(metrics, predictions, rate, f"{args.model} on {args.split} of {file.path.name}")
     (console or Console(highlight=False)).print(table)
@@ -103,5 +103,7 @@ def _table(metrics: Metrics, predictions: Predictions, rate: float, title: str) 
     table.add_section()
     table.add_row("structures", f"{len(predictions.natoms):,}", "")
     table.add_row("atoms", f"{int(predictions.natoms.sum()):,}", "")
+    if predictions.free is not None:
+        table.add_row("free atoms, of the force errors", f"{int(predictions.free.sum()):,}", "")
     table.add_row("inference", f"{rate:,.0f}", f"atoms/s ({torch.get_num_threads()} threads)")
     return table

@@ -182,7 +182,7 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
     progress, loss = job.progress, job.config.loss
     started = time.perf_counter()
     with job.trainee.average.applied():
-        errors = predict(job.trainee.student, job.val_batches).metrics()
+        errors = predict(job.trainee.student, job.val_batches, free_atoms=job.config.train.eval_on_free_atoms).metrics()
     energy = errors.energy_mae_per_atom if loss.per_atom_energy else errors.energy_mae
     score = loss.energy_weight * energy + loss.forces_weight * errors.forces_mae
     if not math.isfinite(score):

@@ -90,7 +90,7 @@ def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
     job.restore(best)
     with job.trainee.average.applied():
         batches = data.test_batches(student.cutoff)
-        predictions = predict(student, batches)
+        predictions = predict(student, batches, free_atoms=config.train.eval_on_free_atoms)
         metrics = predictions.metrics()
         rate = inference_rate(student, batches, config.run.inference_repeats)
         save_model(student, job.folder, provenance(config, data, metrics, best.step) | _teacher_card(job))
@@ -138,7 +138,7 @@ def measure_teacher(config: Config, bench: Workbench, folder: Path) -> None:
         bench.say(f"{teacher.offer.name} predicts no energies and forces, so it is not in the table")
         return
     batches = bench.data(config).test_batches(teacher.cutoff)
-    predictions = predict(teacher, batches)
+    predictions = predict(teacher, batches, free_atoms=config.train.eval_on_free_atoms)
     folder.mkdir(parents=True, exist_ok=True)
     predictions.save(folder)
     RunSummary(

@@ -154,7 +154,8 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
 def _trainee(config: Config, bench: Workbench, student: Potential, teacher: BaseTeacher | None, data: RunData) -> Trainee:
     terms = source = None
     if teacher is not None and config.distill.terms:
-        terms = build_terms(config.distill, Offer.of(student, "student"), teacher.offer, seed=config.run.seed)
+        free_atoms = config.loss.train_on_free_atoms
+        terms = build_terms(config.distill, Offer.of(student, "student"), teacher.offer, seed=config.run.seed, free_atoms=free_atoms)
         terms = terms.to(device=data.device, dtype=data.dtype)
         source = bench.source(config, teacher, terms, data)
     parameters = trainable(student, terms)

@@ -1,6 +1,7 @@
 """One optimiser step: batch → teacher targets → student → loss terms → backward → clip → AdamW → moving average.
 
-The loss is L = L_0 + Σ_k λ_k L_KD,k with L_0 = a_E · MAE(E) + a_F · mean_i ‖F_i − F_i^label‖₂ over labelled structures only
+The loss is L = L_0 + Σ_k λ_k L_KD,k with L_0 = a_E · MAE(E) + a_F · mean_i ‖F_i − F_i^label‖₂ over labelled structures only, and
+over their free atoms where the data tells them
 (Ekström Kelvinius et al., NeurIPS 2023, arXiv:2306.14818, and the authors' code); distillation terms see every structure.
 """
 
@@ -31,7 +32,7 @@ class StepResult:
 
     losses: dict[str, Tensor]  #: raw terms by name: energy [eV], forces [eV/Å], then those of distillation; ``total`` is the weighted sum
     gradient_norm: Tensor
-    force_error: Tensor  #: eV/Å, mean ‖ΔF‖ over labelled atoms
+    force_error: Tensor  #: eV/Å, mean ‖ΔF‖ over labelled (free) atoms
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class LabelLoss:
     """The loss on labels and its two parts, scalars that can be differentiated; 0 where a batch has no labels."""
 
     energy: Tensor  #: eV, mean |ΔE| over labelled structures (per atom if so configured)
-    forces: Tensor  #: eV/Å, mean ‖ΔF‖₂ over labelled atoms
+    forces: Tensor  #: eV/Å, mean ‖ΔF‖₂ over labelled (free) atoms
     total: Tensor
 
 
@@ -49,7 +50,7 @@ def label_loss(prediction: Prediction, batch: Batch, config: LossConfig) -> Labe
     Args:
         prediction: ``energy`` [n_graphs] eV, ``forces`` [n_atoms, 3] eV/Å.
         batch: with labels where ``labelled`` says so.
-        config: a_E, a_F.
+        config: a_E, a_F, and whether forces of atoms that are held fixed count.
 
     Returns:
         Energy part (float64 differences: totals are large), force part and their weighted sum.
@@ -63,7 +64,10 @@ def label_loss(prediction: Prediction, batch: Batch, config: LossConfig) -> Labe
     if prediction.forces is None:
         forces = energy.new_zeros(())
     else:
-        atoms = batch.labelled[batch.graph_index].to(prediction.forces.dtype)
+        counted = batch.labelled[batch.graph_index]
+        if config.train_on_free_atoms and batch.free is not None:
+            counted = counted & batch.free
+        atoms = counted.to(prediction.forces.dtype)
         norm = torch.linalg.vector_norm(prediction.forces - batch.forces, dim=-1)
         forces = (norm * atoms).sum() / atoms.sum().clamp(min=1.0)
     return LabelLoss(energy, forces, config.energy_weight * energy + config.forces_weight * forces)

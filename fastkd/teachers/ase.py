@@ -86,7 +86,9 @@ class AseTeacher(BaseTeacher):
         arrays = [value.detach().cpu().numpy() for value in (batch.atomic_numbers, batch.positions, batch.cell, batch.pbc)]
         for graph, (first, last) in enumerate(pairwise(pointers)):
             numbers, positions = arrays[0][first:last], arrays[1][first:last].astype(np.float64)
-            atoms = Atoms(numbers, positions, cell=arrays[2][graph].astype(np.float64), pbc=arrays[3][graph])
+            # tags, but no constraints: ASE would take the forces of fixed atoms away
+            tags = None if batch.tags is None else batch.tags[first:last].cpu().numpy()
+            atoms = Atoms(numbers, positions, cell=arrays[2][graph].astype(np.float64), pbc=arrays[3][graph], tags=tags)
             for need, value in self.labels(atoms, needs, f"structure {int(batch.structure_index[graph])}").items():
                 columns[need].append(value)
         home = batch.positions.device

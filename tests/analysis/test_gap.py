@@ -122,3 +122,28 @@ def test_mean_and_sample_deviation():
     mean, std = mean_std([4.0])
     assert mean == 4
     assert np.isnan(std)
+
+
+def test_force_errors_of_free_atoms_are_those_of_a_loop(tmp_path):
+    run = make_run(tmp_path / "a", "a", 0)
+    p = run.predictions
+    free = np.random.default_rng(0).random(p.natoms.sum()) < 0.5
+    some = forces_errors([replace(run, predictions=replace(p, free=free))])
+    assert np.array_equal(forces_errors([run]).count, 3 * p.natoms)
+    start = 0
+    for s, n in enumerate(p.natoms):
+        atoms = [i for i in range(start, start + n) if free[i]]
+        assert some.count[s] == 3 * len(atoms)
+        assert some.total[0, s] == pytest.approx(sum(abs(p.forces_pred[i, a] - p.forces[i, a]) for i in atoms for a in range(3)))
+        start += n
+
+
+def test_runs_on_free_and_on_all_atoms_are_not_compared(tmp_path):
+    run, other = make_run(tmp_path / "a", "a", 0), make_run(tmp_path / "b", "a", 0, seed=1)
+    free = np.arange(run.predictions.natoms.sum()) % 2 == 0
+    other = replace(other, predictions=replace(other.predictions, free=free))
+    with pytest.raises(DataError, match=r"tested on different atoms.*train\.eval_on_free_atoms"):
+        forces_errors([run, other])
+    with pytest.raises(DataError, match="tested on different atoms"):
+        gap_closed(forces_errors([run]), forces_errors([other]), forces_errors([run]))
+    energy_errors([run, other])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from .common import make_comparison, make_predictions, make_run
 
 def test_predictions_survive_the_disk(tmp_path):
     written = make_predictions(0.01, 0.1)
+    written = replace(written, free=np.arange(written.natoms.sum()) % 3 > 0)
     written.save(tmp_path)
     read = Predictions.load(tmp_path)
     for name, value in vars(written).items():
@@ -134,6 +136,13 @@ def break_schema(run):
     (run / "summary.json").write_text('{"kind": "run", "schema": 99}', encoding="utf-8")
 
 
+def set_free(value):
+    def damage(run):
+        replace(Predictions.load(run), free=value).save(run)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "words"),
     [
@@ -144,6 +153,9 @@ def break_schema(run):
         (break_shape, DataError, "forces has shape"),
         (break_arrays, DataError, "lacks energy_pred"),
         (break_npy, DataError, "not an archive"),
+        (set_free(np.ones(5, bool)), DataError, "free has shape"),
+        (set_free(np.zeros(make_predictions(1.0, 1.0).natoms.sum(), bool)), DataError, "true for some; evaluate the run again"),
+        (set_free(np.ones(make_predictions(1.0, 1.0).natoms.sum())), DataError, "free must be true or false"),
         (break_role, CheckpointError, "role 'pupil'"),
         (break_test, CheckpointError, "forces_mae"),
         (break_json, CheckpointError, "summary.json cannot be read"),

@@ -96,6 +96,23 @@ def test_fixed_atoms_take_no_part_in_forces():
     assert forces_loss(student, teacher, free=torch.zeros(6, dtype=torch.bool)).item() == 0
 
 
+@pytest.mark.parametrize("loss", ["auto", "mse", "mae", "huber"])
+@pytest.mark.parametrize("on", [True, False])
+def test_force_terms_leave_out_what_the_batch_holds_fixed(batch, loss, on):
+    batch = replace(batch, fixed=torch.arange(batch.num_atoms) % 3 == 0)
+    student, teacher = prediction(batch, WIDTH), edge_output(batch)
+    config = DistillConfig(terms=[TermConfig(kind="forces", loss=loss), TermConfig(kind="atom_energy")])
+    terms = build_terms(config, STUDENT, EDGE_TEACHER, free_atoms=on).double()
+    values = terms(student, teacher, batch)
+    rows = [i for i in range(batch.num_atoms) if not (on and i % 3 == 0)]
+    residual = (array(student.forces) - array(teacher.forces))[rows]
+    expected = np.mean([np.sqrt((row**2).sum()) for row in residual]) if loss == "auto" else np.mean(RHO[loss](residual))
+    assert values["forces"].raw.item() == pytest.approx(expected, rel=1e-13)
+    # all other terms see every atom
+    everything = terms(student, teacher, replace(batch, fixed=None))
+    assert torch.equal(values["atom_energy"].raw, everything["atom_energy"].raw)
+
+
 def test_perfect_forces_have_a_finite_gradient():
     student = normal(4, 3, seed=1).requires_grad_()
     forces_loss(student, student.detach().clone()).backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,30 @@ def test_label_loss_is_the_formula_over_labelled_structures(per_atom: bool) -> N
     loss.total.backward()
     assert float(prediction.forces.grad[ATOMS : 2 * ATOMS].abs().max()) == 0.0
     assert float(prediction.energy.grad[1]) == 0.0
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_forces_of_fixed_atoms_are_left_out_if_so_configured(on: bool) -> None:
+    fixed = torch.tensor([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1, 1, 1, 1, 1], dtype=torch.bool)
+    batch = replace(make_batch(torch.arange(3), torch.tensor([True, False, True]), torch.float64), fixed=fixed)
+    prediction = fake_prediction(3)
+    loss = label_loss(prediction, batch, LossConfig(train_on_free_atoms=on))
+    counted = [i for i in range(3 * ATOMS) if i // ATOMS != 1 and not (on and fixed[i])]
+    assert len(counted) == (3 if on else 10)
+    norms = [math.dist(prediction.forces[i].tolist(), batch.forces[i].tolist()) for i in counted]
+    energy = [abs((prediction.energy[graph] - batch.energy[graph]).item()) for graph in (0, 2)]
+    assert loss.forces.item() == pytest.approx(sum(norms) / len(norms), rel=1e-13)
+    assert loss.energy.item() == pytest.approx(sum(energy) / 2, rel=1e-13)
+    loss.total.backward()
+    moved = prediction.forces.grad.abs().sum(-1) > 0
+    assert moved.nonzero().flatten().tolist() == counted
+
+
+def test_a_batch_of_fixed_atoms_has_no_force_loss() -> None:
+    batch = replace(make_batch(torch.arange(2), None, torch.float64), fixed=torch.ones(2 * ATOMS, dtype=torch.bool))
+    loss = label_loss(fake_prediction(2), batch, LossConfig())
+    assert loss.forces.item() == 0.0
+    assert loss.energy.item() > 0.0
 
 
 def test_a_batch_without_labels_costs_nothing_and_stays_finite() -> None:

@@ -40,6 +40,27 @@ def atoms_of(structure: Structure) -> Atoms:
     return atoms
 
 
+def test_calculators_see_tags_and_forces_of_fixed_atoms_stay() -> None:
+    batch = make_batch([0, 3])
+    tags = torch.arange(batch.num_atoms) % 3
+    seen = []
+
+    class Watching(EMT):
+        def calculate(self, atoms: Atoms, *rest: object) -> None:
+            seen.append((atoms.get_tags().tolist(), list(atoms.constraints)))
+            atoms.numbers[:] = 29
+            super().calculate(atoms, *rest)
+
+    teacher = AseTeacher(Watching(), "watching")
+    forces = teacher(replace(batch, tags=tags, fixed=torch.ones(batch.num_atoms, dtype=torch.bool)), LABELS).forces
+    assert [tag for tagged, _ in seen for tag in tagged] == tags.tolist()
+    assert not any(constraints for _, constraints in seen)
+    assert float(forces.abs().min(0).values.max()) > 0
+    seen.clear()
+    teacher(batch, LABELS)
+    assert not any(tag for tagged, _ in seen for tag in tagged)
+
+
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
     return write(tmp_path / "bare.h5", 10)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from ase import Atoms
+from ase.constraints import FixAtoms, FixCartesian
 
 from fastkd.data.convert.source import SourceOptions, finite_or_none, numeric, require_file, stress_matrix
 from fastkd.data.structure import Structure
@@ -20,6 +22,9 @@ def read_ase(path: Path, options: SourceOptions, seen: set[str] | None = None) -
 
     Labels come from the calculator that ASE attaches to each structure, which holds what the file calls energy, forces and stress; or
     from the keys in ``options``. Forces are those of the file: constraints of the structure do not remove any.
+
+    Tags are read as OC20's; tags that are all zero are ASE's way to have none. Atoms are fixed that a constraint holds in all directions
+    (`FixAtoms`, `FixCartesian`; in extxyz the column ``move_mask``), or that a column ``fixed`` names.
 
     Args:
         path: of the file.
@@ -126,4 +131,22 @@ def _structure(atoms: Atoms, properties: dict[str, Any], options: SourceOptions,
         stress=None if stress is None else stress_matrix(stress, where),
         split=str(properties.get(options.split_key, "")) if options.split_key else "",
         system=str(properties.get(options.system_key, "")) if options.system_key else options.system,
+        tags=atoms.get_tags() if options.tags and atoms.has("tags") and atoms.get_tags().any() else None,
+        fixed=_fixed(atoms) if options.tags else None,
     )
+
+
+def _fixed(atoms: Atoms) -> npt.NDArray[Any] | None:
+    """Atoms that are held in all directions, [n_atoms]; None if the structure says nothing of it."""
+    column = atoms.arrays.get("fixed")
+    fixed = np.zeros(len(atoms), dtype=bool) if column is None else np.array(column)
+    held = [
+        constraint.index
+        for constraint in atoms.constraints
+        if isinstance(constraint, FixAtoms) or (isinstance(constraint, FixCartesian) and np.all(constraint.mask))
+    ]
+    if column is None and not held:
+        return None
+    for index in held:
+        fixed[index] = True
+    return fixed

@@ -184,6 +184,8 @@ def _agreed_units(source: Path, units: Units | None, facts: SourceFacts) -> Unit
 def provenance(source: Path, units: Units, options: SourceOptions, plan: SplitPlan) -> dict[str, Any]:
     """How the file was made: the source by name and size, units, keys and split."""
     chosen: dict[str, Any] = {name: value for name, value in vars(options).items() if isinstance(value, str) and value}
+    if not options.tags:
+        chosen["tags"] = False
     if options.select != slice(None):
         chosen["select"] = [options.select.start, options.select.stop, options.select.step]
     split = {name: value for name, value in vars(plan).items() if value} if plan.members or not plan.given else {}

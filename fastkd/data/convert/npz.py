@@ -1,5 +1,8 @@
 """npz files: structures laid end to end with ``natoms``, frames of one molecule, or frames padded with atomic number 0.
 
+Tags, fixed atoms (as forces are: per atom, or one row for all frames) and bonds (pairs of atoms of their structure, end to end with
+``nbonds``, or the same for all frames) are read too.
+
 The names of rMD17 (``nuclear_charges``, ``coords``, ``energies``, ``forces``) and of sGDML (``z``, ``R``, ``E``, ``F``) are known, and the units
 and the level of theory that sGDML files state are read from them.
 """
@@ -30,6 +33,10 @@ NAMES = {
     "natoms": ("natoms", "n_atoms"),
     "cell": ("cell", "lattice"),
     "pbc": ("pbc",),
+    "tags": ("tags",),
+    "fixed": ("fixed",),
+    "bonds": ("bonds",),
+    "nbonds": ("nbonds", "n_bonds"),
 }
 
 Array = npt.NDArray[Any]
@@ -43,6 +50,8 @@ class _Table:
     atomic_numbers: Array  #: [n_atoms]
     positions: Array  #: [n_atoms, 3]
     forces: Array | None  #: [n_atoms, 3]
+    per_atom: dict[str, Array]  #: tags and fixed, [n_atoms]
+    bonds: list[Array] | None  #: of each structure, [n_bonds, 2]
     per_structure: dict[str, Array]  #: [n, …]
 
 
@@ -179,7 +188,48 @@ def _table(arrays: dict[str, Array], path: Path, options: SourceOptions) -> _Tab
         )
     ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     per_structure = _per_structure(arrays, len(counts), path, options)
-    return _Table(ptr, numbers[real], flat[real], None if forces is None else forces.reshape(-1, 3)[real], per_structure)
+    return _Table(
+        ptr,
+        numbers[real],
+        flat[real],
+        None if forces is None else forces.reshape(-1, 3)[real],
+        _per_atom(arrays, positions.shape[:-1], real, path) if options.tags else {},
+        _bonds(arrays, len(counts), path) if options.tags else None,
+        per_structure,
+    )
+
+
+def _per_atom(arrays: dict[str, Array], shape: tuple[int, ...], real: Array, path: Path) -> dict[str, Array]:
+    """Tags and fixed atoms without padding; ``shape`` is [n_atoms] or [n_frames, n_atoms] of the positions."""
+    found = {}
+    for name in ("tags", "fixed"):
+        value = _find(arrays, name, path)
+        if value is None:
+            continue
+        # one row for all frames, as atomic numbers may have
+        rows = np.broadcast_to(value, shape) if value.shape == shape[-1:] else value
+        if rows.shape != shape:
+            raise DataError(
+                f"{path}: {name} has shape {value.shape}, must be {list(shape)}, one for each atom. Mend the source, or --no-tags."
+            )
+        found[name] = rows.reshape(-1)[real]
+    return found
+
+
+def _bonds(arrays: dict[str, Array], size: int, path: Path) -> list[Array] | None:
+    bonds, counts = _find(arrays, "bonds", path), _find(arrays, "nbonds", path)
+    if bonds is None:
+        return None
+    if bonds.ndim != 2 or bonds.shape[1] != 2:
+        raise DataError(f"{path}: bonds have shape {bonds.shape}, must be [n_bonds, 2], two atoms of the structure for each bond.")
+    if counts is None:
+        return [bonds] * size
+    whole = _whole(counts, f"{path}: nbonds").reshape(-1)
+    if len(whole) != size or (whole < 0).any() or whole.sum() != len(bonds):
+        raise DataError(
+            f"{path}: nbonds has {len(whole)} numbers that sum to {int(whole.sum())}, but there are {size} structures and {len(bonds)} bonds."
+        )
+    return np.split(bonds, np.cumsum(whole)[:-1])
 
 
 def _per_structure(arrays: dict[str, Array], size: int, path: Path, options: SourceOptions) -> dict[str, Array]:
@@ -235,4 +285,7 @@ def _structure(table: _Table, index: int, path: Path, options: SourceOptions) ->
         stress=None if stress is None else stress_matrix(stress, where),
         split=_text(np.asarray(row.get("split", ""))),
         system=_text(np.asarray(row["system"])) if "system" in row else options.system,
+        tags=table.per_atom["tags"][atoms] if "tags" in table.per_atom else None,
+        fixed=table.per_atom["fixed"][atoms] if "fixed" in table.per_atom else None,
+        bonds=None if table.bonds is None else table.bonds[index],
     )

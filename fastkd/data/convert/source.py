@@ -24,6 +24,7 @@ class SourceOptions:
     split_key: str = ""  #: property that names the split of each structure
     system: str = ""  #: one name for all structures
     pbc: str = ""  #: such as TTF, for sources that give a cell alone; empty: periodic along every lattice vector that is there
+    tags: bool = True  #: read tags, fixed atoms and bonds where the source has them
     select: slice = field(default_factory=lambda: slice(None))  #: of the source's structures
 
 
@@ -66,7 +67,7 @@ def parse_pbc(text: str) -> npt.NDArray[np.bool_]:
     return np.array([letter == "T" for letter in text.upper()])
 
 
-def periodicity(cell: npt.NDArray[np.floating] | None, text: str) -> npt.NDArray[np.bool_] | None:
+def periodicity(cell: npt.NDArray[np.floating[Any]] | None, text: str) -> npt.NDArray[np.bool_] | None:
     """Periodic directions of a source that gives a cell alone: as told, else along every lattice vector that is not zero."""
     if text:
         return parse_pbc(text)

@@ -16,13 +16,12 @@ from fastkd_kernels import CSRGraph, TripletIndex
 from torch import Tensor
 
 from fastkd.data.batch import Batch, NeighborGraph
+from fastkd.data.format import DEFAULT_TAG
 
 from .options import GemNetOCOptions
 
 #: Å. Without strict limits, neighbours this much farther than the first one that is cut off stay.
 DEGENERACY = 0.01
-#: Tag of atoms where the data has none: all take part.
-DEFAULT_TAG = 1
 
 
 @dataclass(frozen=True, eq=False)
