@@ -175,7 +175,8 @@ class Potential(nn.Module):
         with torch.set_grad_enabled(wants_graph or differentiate):
             graph = batch.graph(self.cutoff)
             edge_vector = batch.edge_vectors(graph, batch.positions)
-            if differentiate and not edge_vector.requires_grad:
+            own = differentiate and not edge_vector.requires_grad
+            if own:
                 edge_vector = edge_vector.detach().requires_grad_(True)
             readout = self.represent(batch, edge_vector)
             atom_energy = readout.atom_energy * self.energy_scale.to(readout.atom_energy.dtype)
@@ -183,6 +184,9 @@ class Potential(nn.Module):
             predicted_forces = readout.forces
             if differentiate:
                 (g,) = torch.autograd.grad(interaction.sum(), edge_vector, create_graph=create_graph, allow_unused=True)
+                if own and not torch.compiler.is_compiling():
+                    # nobody else has this leaf: a later backward pass may leave out what would end here
+                    edge_vector.requires_grad_(False)
                 predicted_forces = torch.zeros_like(batch.positions) if g is None else _forces_from_edges(g, graph.csr)
             elif readout.forces is not None:
                 predicted_forces = readout.forces * self.energy_scale.to(readout.forces.dtype)

@@ -4,7 +4,7 @@ A message m_ji of each directed edge collects those of the edges k → j, filter
 the embedding included, gives an embedding of the atoms and a part of their energies.
 
 The basis of a triplet is a product of a radial part of k → j and a Legendre polynomial of the angle's cosine. So the sum over triplets is
-taken with [n_triplets, degrees] numbers that all blocks share (`triplet_contract`); the reference makes [n_triplets, degrees · radial] and, in each
+taken with [n_triplets, degrees] numbers that all blocks share (`triplet_filter`); the reference makes [n_triplets, degrees · radial] and, in each
 block, [n_triplets, triplet_width] numbers. No angle is computed: the cosine is a product of two directions, smooth for collinear edges too.
 
 Example:
@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from fastkd_kernels import CSRGraph, TripletIndex, edge_product, gated_edge_to_node, radial_basis, radial_envelope, triplet_contract
+from fastkd_kernels import CSRGraph, TripletIndex, edge_product, gated_edge_to_node, radial_basis, radial_envelope, triplet_filter
+from fastkd_kernels.backends import runs_directly
 from torch import Tensor, nn
 
 from fastkd.data.batch import Batch
 
 from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, Potential, Readout
-from .layers import SiLU, SphericalRadial, legendre, node_to_edge, safe_length
+from .layers import SiLU, SphericalRadial, first_order_geometry, legendre, node_to_edge, safe_length
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,10 @@ class InteractionBlock(nn.Module):
             triplets: k → j → i.
         """
         message = self.down(self.neighbor(x) * self.radial(basis))
-        first, second = (layer.weight for layer in self.spherical)
+        first, second = (linear.weight for linear in self.spherical)
         # columns of the first matrix are (degree, radial function)
         inner = torch.einsum("eln,bln->elb", radial, first.unflatten(1, radial.shape[1:]))
-        filters = nn.functional.linear(inner, second)
-        summed = triplet_contract(filters * message.unsqueeze(1), angular, triplets)
+        summed = triplet_filter(message, inner, second.T, angular, triplets)
         h = self.before(self.direct(x) + self.up(summed))
         out: Tensor = self.after(self.skip(h) + x)
         return out
@@ -206,20 +206,28 @@ class DimeNetPP(Potential):
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
         graph = batch.graph(self.cutoff)
         csr = graph.csr
-        length = safe_length(edge_vector)
+        triplets = graph.triplets if self.interactions else None
+        length, radial, angular = self._geometry(edge_vector, triplets)
         basis = self._distance_basis(length)
         x: Tensor = self.embed(self.embedding(batch.atomic_numbers), basis, csr)
         layers = [self.outputs[0](x, basis, csr)]
-        if self.interactions:
-            triplets = graph.triplets
-            angular = legendre(self._cosines(edge_vector, length, triplets), self.options.degrees)
-            envelope = radial_envelope(length, "polynomial", self.cutoff, self.options.envelope_exponent + 1)
-            radial = self.spherical(length, envelope)
         for block, output in zip(self.interactions, self.outputs[1:], strict=True):
             x = block(x, basis, radial, angular, triplets)
             layers.append(output(x, basis, csr))
         energies = torch.stack([output.last(layer) for output, layer in zip(self.outputs, layers, strict=True)])
         return Readout(energies.sum(0).squeeze(-1), None, Features(layers[-1], lambda: x, layers=tuple(layers)))
+
+    def _geometry(self, edge_vector: Tensor, triplets: TripletIndex | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Lengths [n_edges], radial rows [n_edges, degrees, radial] and polynomials [n_triplets, degrees] of the angles' cosines."""
+        options, exponent = self.options, self.options.envelope_exponent + 1
+        if edge_vector.requires_grad and edge_vector.is_leaf and runs_directly((edge_vector,)):
+            return first_order_geometry(edge_vector, self.spherical, triplets, exponent, angle_forces=options.angle_forces)
+        length = safe_length(edge_vector)
+        if triplets is None:
+            return length, None, None
+        angular = legendre(self._cosines(edge_vector, length, triplets), options.degrees)
+        envelope = radial_envelope(length, "polynomial", self.cutoff, exponent)
+        return length, self.spherical(length, envelope), angular
 
     def _distance_basis(self, length: Tensor) -> Tensor:
         """u(x) sin(f x) / x of each edge (DimeNet, eq. 7, without its constant factor), [n_edges, radial]."""

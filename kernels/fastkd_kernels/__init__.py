@@ -26,6 +26,7 @@ from .radial_conv.tables import TableBuilder, tabulate
 from .radial_specs import BasisSpec, EnvelopeSpec, FilterLinear, FilterMLP
 from .segment_reduce.op import scatter_reduce, segment_reduce
 from .segment_softmax.op import scatter_log_softmax, scatter_softmax, segment_log_softmax, segment_softmax
+from .triplet_filter.op import triplet_filter
 from .triplet_reduce.op import triplet_contract, triplet_reduce
 from .triplet_reduce.triplets import TripletIndex
 from .vector_geometric_loss.op import vector_geometric_loss
@@ -77,6 +78,7 @@ __all__ = [
     "segment_softmax",
     "tabulate",
     "triplet_contract",
+    "triplet_filter",
     "triplet_reduce",
     "vector_geometric_loss",
     "vector_loss",

@@ -200,10 +200,14 @@ def wanted(ctx: Any, position: int) -> bool:
     """Whether the backward pass under way will use the gradient of the tensor argument at ``position`` (None does not count).
 
     ``needs_input_grad`` says that a tensor requires grad; a force pass, which differentiates by positions alone, leaves the gradients
-    of all parameters unused all the same. Where the engine cannot tell, the answer is yes.
+    of all parameters unused all the same. A node of Python may name a ``leaf``, the one tensor that it
+    passes gradients to: once that asks for none any more, neither does the node. Where the engine cannot tell, the answer is yes.
     """
     try:
         node = ctx.next_functions[position][0]
-        return node is not None and bool(torch._C._will_engine_execute_node(node))
+        leaf = getattr(node, "leaf", None)
+        if node is None or (leaf is not None and not leaf.requires_grad):
+            return False
+        return bool(torch._C._will_engine_execute_node(node))
     except (AttributeError, IndexError, RuntimeError):
         return True

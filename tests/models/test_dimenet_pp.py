@@ -138,6 +138,35 @@ def test_forces_without_angles_are_ocps_choice_and_can_be_left():
     torch.testing.assert_close(first.forces.sum(0), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["dimenet_pp", "dimenet_pp_ocp"])
+def test_geometry_of_one_derivative_is_the_one_of_all(name):
+    # with positions that require a gradient every order is kept, without them the first alone
+    model = make_model(name)
+    batch = batch_of(random_molecule(9, 1), random_molecule(6, 2), random_molecule(1, 3))
+    found = []
+    for everything in (False, True):
+        model.zero_grad()
+        prediction = model(replace(batch, positions=batch.positions.clone().requires_grad_(everything)))
+        (prediction.energy.sum() + prediction.forces.square().sum()).backward()
+        found.append([prediction.energy, prediction.forces, *(p.grad for p in model.parameters())])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+
+
+def test_gradients_of_weights_can_be_differentiated_without_positions():
+    # a step of meta-learning, or a Hessian by weights: orders in the weights are not cut
+    model = make_model("dimenet_pp")
+    batch = batch_of(random_molecule(7, 1))
+    weights = [model.interactions[0].spherical[0].weight, model.interactions[1].neighbor[0].weight, model.frequencies]
+    found = []
+    for everything in (False, True):
+        prediction = model(replace(batch, positions=batch.positions.clone().requires_grad_(everything)))
+        first = torch.autograd.grad(prediction.forces.square().sum(), weights, create_graph=True)
+        found.append(torch.autograd.grad(sum(grad.square().sum() for grad in first), weights))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9)
+
+
 def test_no_blocks_and_a_basis_of_one():
     options = replace(OPTIONS["dimenet_pp"], layers=0, degrees=1, radial=1)
     prediction = DimeNetPP(options)(batch_of(random_molecule(5, 1), dtype=torch.float32))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastkd.models.layers import SphericalRadial, bessel_norms, bessel_zeros, legendre, spherical_bessel
+from fastkd.models.layers import SphericalRadial, bessel_norms, bessel_zeros, legendre, legendre_and_slopes, spherical_bessel
 
 CLOSED = {
     0: lambda x: math.sin(x) / x,
@@ -114,6 +114,32 @@ def test_legendre(count):
     x = x.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: legendre(x, count), (x,))
     assert torch.autograd.gradgradcheck(lambda x: legendre(x, count), (x,))
+
+
+def test_slopes_that_come_with_the_values():
+    basis = SphericalRadial(7, 6, 5.0)
+    # from far below the change of method up to the cutoff, and where the argument stands still
+    length = torch.tensor([1e-5, 1e-3, 0.02, 0.4, 1.1, 2.7, 4.9, 5.0], dtype=torch.float64, requires_grad=True)
+    envelope = (1 - length / 5).pow(3) * torch.exp(length)
+    (change,) = torch.autograd.grad(envelope.sum(), length, retain_graph=True)
+    value, slope = basis.value_and_slope(length.detach(), envelope.detach(), change)
+    want = basis(length, envelope)
+    torch.testing.assert_close(value, want.detach(), rtol=1e-13, atol=0)
+    for degree in range(7):
+        for index in range(6):
+            (exact,) = torch.autograd.grad(want[:, degree, index].sum(), length, retain_graph=True)
+            torch.testing.assert_close(slope[:, degree, index], exact, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_legendre_slopes_that_come_with_the_values(count):
+    x = torch.linspace(-1, 1, 21, dtype=torch.float64, requires_grad=True)
+    want = legendre(x, count)
+    values, slopes = legendre_and_slopes(x.detach(), count)
+    assert torch.equal(values, want.detach())
+    for degree in range(count):
+        (exact,) = torch.autograd.grad(want[:, degree].sum(), x, retain_graph=True)
+        torch.testing.assert_close(slopes[:, degree], exact, rtol=0, atol=1e-12)
 
 
 def test_legendre_of_nothing():

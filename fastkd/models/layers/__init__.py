@@ -6,8 +6,9 @@ from .filters import attach_derivative, rows_of, with_bias
 from .gather import node_to_edge
 from .mlp import GatedEquivariantBlock, dense, safe_length, vector_norm
 from .radial import BasisKind, Envelope, EnvelopeKind, RadialBasis
-from .spherical import SphericalRadial, bessel_norms, bessel_zeros, legendre, spherical_bessel
+from .spherical import SphericalRadial, bessel_norms, bessel_zeros, legendre, legendre_and_slopes, spherical_bessel
 from .tables import FilterMethod, FilterTables
+from .triplet_geometry import first_order_geometry
 
 __all__ = [
     "Activation",
@@ -28,7 +29,9 @@ __all__ = [
     "bessel_norms",
     "bessel_zeros",
     "dense",
+    "first_order_geometry",
     "legendre",
+    "legendre_and_slopes",
     "node_to_edge",
     "rows_of",
     "safe_length",

@@ -130,6 +130,18 @@ class _Legendre(torch.autograd.Function):
         return ((g @ g.new_tensor(table)) * slopes).sum(-1), None
 
 
+def legendre_and_slopes(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `legendre`, and the derivatives, without autograd: twice [..., count]."""
+    values = _Legendre.apply(x, count)
+    slopes = values.new_zeros(count, *x.shape)
+    for degree in range(1, count):
+        # Pₗ′ = Pₗ₋₂′ + (2l − 1) Pₗ₋₁
+        torch.mul(values[..., degree - 1], 2 * degree - 1, out=slopes[degree])
+        if degree > 1:
+            slopes[degree] += slopes[degree - 2]
+    return values, slopes.movedim(0, -1).contiguous()
+
+
 def legendre(x: Tensor, count: int) -> Tensor:
     """Legendre polynomials P₀ … of ``count`` degrees: [...] → [..., count], differentiable to every order."""
     value: Tensor = _Legendre.apply(x, count)
@@ -212,6 +224,24 @@ class SphericalRadial(nn.Module):
         x = (length / self.cutoff).clamp(min=FLOOR)
         waves = spherical_bessel(x[:, None, None] * zeros, tuple(range(self.degrees)))
         return waves * (norms * (envelope / x)[:, None, None])
+
+    def value_and_slope(self, length: Tensor, envelope: Tensor, envelope_slope: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the derivative by the length, without autograd; ``envelope_slope`` [n] is the envelope's derivative."""
+        zeros, norms = self._constant(length)
+        x = length / self.cutoff
+        # below the floor x stands still
+        rate = (x > FLOOR).to(x.dtype) / self.cutoff
+        x = x.clamp(min=FLOOR)
+        inside, degrees = x[:, None, None] * zeros, range(self.degrees)
+        waves = _evaluate(inside, tuple(degrees))
+        # jₗ′(y) = l jₗ / y − jₗ₊₁, of which neither end of the range of y makes a small difference of large numbers
+        bends = waves * (x.new_tensor([[float(degree)] for degree in degrees]) / inside)
+        bends -= _evaluate(inside, tuple(degree + 1 for degree in degrees))
+        factor = envelope / x
+        change = envelope_slope / x - factor / x * rate
+        slope = waves * change[:, None, None]
+        slope += bends * zeros * (factor * rate)[:, None, None]
+        return waves * (norms * factor[:, None, None]), slope * norms
 
     def _constant(self, like: Tensor) -> tuple[Tensor, Tensor]:
         key = (like.dtype, like.device)

@@ -139,7 +139,9 @@ def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _sum_backward(ctx: Any, g: Tensor) -> Grads:
-    grads = _wanted(ctx.backend, g, *ctx.saved_tensors, needs=list(ctx.needs_input_grad[:3]))
+    # while forces are taken, the engine would throw the weight's gradient away
+    needs = [ctx.needs_input_grad[position] and backends.wanted(ctx, position) for position in range(3)]
+    grads = _wanted(ctx.backend, g, *ctx.saved_tensors, needs=needs)
     return (*grads, None, None, None, None)
 
 
