@@ -91,9 +91,9 @@ def _reordered(name: str, weight: Tensor) -> Tensor:
 
 def make_pair(batch: Batch, width: int, layers: int, seed: int) -> Pair:
     """Both models with the same weights."""
-    dtype, csr = batch.positions.dtype, batch.graph(CUTOFF).csr
+    dtype, device, csr = batch.positions.dtype, batch.positions.device, batch.graph(CUTOFF).csr
     torch.manual_seed(seed)
-    theirs = SchNetPackPaiNN(width, layers).to(dtype)
+    theirs = SchNetPackPaiNN(width, layers).to(device, dtype)
     # its constants are rounded to float32 when the module is made, ours never are
     basis, centres = theirs.representation.radial_basis, torch.linspace(0, CUTOFF, RADIAL, dtype=torch.float64)
     basis.offsets, basis.widths = centres.to(dtype), torch.full_like(centres, centres[1].item()).to(dtype)
@@ -101,7 +101,8 @@ def make_pair(batch: Batch, width: int, layers: int, seed: int) -> Pair:
         for name, parameter in theirs.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0, 0.1)
-    ours = PaiNN(PaiNNOptions(width=width, layers=layers, radial=RADIAL, cutoff=CUTOFF, basis="gaussian", envelope="cosine")).to(dtype)
+    ours = PaiNN(PaiNNOptions(width=width, layers=layers, radial=RADIAL, cutoff=CUTOFF, basis="gaussian", envelope="cosine"))
+    ours = ours.to(device, dtype)
     with torch.no_grad():
         for name, weight in as_ours(dict(theirs.named_parameters()), layers).items():
             ours.get_parameter(name).copy_(weight)
@@ -111,7 +112,9 @@ def make_pair(batch: Batch, width: int, layers: int, seed: int) -> Pair:
         energies = theirs(batch.atomic_numbers, positions[source] - positions[target], source, target)
         return energies.new_zeros(batch.num_graphs).index_add(0, batch.graph_index, energies)
 
-    return Pair(ours, theirs, energy, lambda weights: as_ours(weights, layers), batch, 0.1 * torch.randn(batch.num_atoms, 3, dtype=dtype))
+    return Pair(
+        ours, theirs, energy, lambda weights: as_ours(weights, layers), batch, 0.1 * torch.randn(batch.num_atoms, 3, dtype=dtype).to(device)
+    )
 
 
 def main() -> int:

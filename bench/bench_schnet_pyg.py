@@ -35,19 +35,19 @@ def make_pair(batch: Batch, width: int, layers: int, seed: int) -> Pair:
     """Both models with the same weights."""
     from torch_geometric.nn.models import SchNet as PyGSchNet
 
-    dtype, csr = batch.positions.dtype, batch.graph(CUTOFF).csr
+    dtype, device, csr = batch.positions.dtype, batch.positions.device, batch.graph(CUTOFF).csr
     torch.manual_seed(seed)
     theirs = PyGSchNet(width, width, layers, RADIAL, CUTOFF, interaction_graph=GivenEdges(torch.stack([csr.edge_src, csr.edge_dst])))
-    theirs = theirs.to(dtype)
+    theirs = theirs.to(device, dtype)
     # its constants are rounded to float32 when the module is made, ours never are
     for module in theirs.modules():
         if hasattr(module, "shift"):
             module.shift = math.log(2.0)
-    centres = torch.linspace(0, CUTOFF, RADIAL, dtype=torch.float64)
+    centres = torch.linspace(0, CUTOFF, RADIAL, dtype=torch.float64, device=device)
     theirs.distance_expansion.offset = centres.to(dtype)
     theirs.distance_expansion.coeff = -0.5 / (centres[1] - centres[0]).item() ** 2
     config = {"hidden_channels": width, "num_filters": width, "num_interactions": layers, "num_gaussians": RADIAL, "cutoff": CUTOFF}
-    ours = load_schnet(config, theirs.state_dict()).model.train()
+    ours = load_schnet(config, theirs.state_dict()).model.to(device).train()
 
     def energy(positions: Tensor) -> Tensor:
         total: Tensor = theirs(batch.atomic_numbers, positions, batch.graph_index)
@@ -56,7 +56,7 @@ def make_pair(batch: Batch, width: int, layers: int, seed: int) -> Pair:
     def as_ours(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {schnet_name(name): weight for name, weight in weights.items()}
 
-    return Pair(ours, theirs, energy, as_ours, batch, 0.1 * torch.randn(batch.num_atoms, 3, dtype=dtype))
+    return Pair(ours, theirs, energy, as_ours, batch, 0.1 * torch.randn(batch.num_atoms, 3, dtype=dtype).to(device))
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL = 520.0  #: seconds; a part starts only if time is left
+MODELS = 110.0  #: seconds for whole models against their public implementations
 GRACE = 8.0  #: seconds between asking a part to stop and ending it
 
 
@@ -45,6 +46,8 @@ def parts(out: Path, device: str, shares: tuple[float, float, float]) -> Iterato
         options = ("-W", "default", "-v", "--tb=short", "--no-header", "-p", "no:cacheprovider", f"--junitxml={out / 'pytest.xml'}")
         yield Part("pytest", (python, "-m", "pytest", "-m", "gpu", *options, *files), tests, needs="pytest")
     yield Part("check", (python, "-m", "fastkd_kernels.check", "--device", device, "--json", str(out / "check.json")), checks)
+    options = ("--device", device, "--seconds", "1", "--budget", f"{0.7 * MODELS:.0f}", "--json", str(out / "models.json"))
+    yield Part("models", (python, "-m", "bench.models", *options), MODELS, needs="pytest")
     from bench.kernels.cases import find_ops
 
     names = [op.name for op, case in find_ops() if case is not None]
@@ -101,10 +104,10 @@ def last_lines(log: Path, count: int = 6) -> str:
     return "\n".join(f"    {line[:180]}" for line in lines)
 
 
-def collect(out: Path) -> list[dict[str, Any]]:
-    """Rows of all benchmarks, also of those that were stopped."""
+def collect(out: Path, names: str) -> list[dict[str, Any]]:
+    """Rows of all benchmarks in files of these names, also of those that were stopped."""
     rows: list[dict[str, Any]] = []
-    for path in sorted(out.glob("bench-*.json")):
+    for path in sorted(out.glob(names)):
         with contextlib.suppress(ValueError):
             rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
     return rows
@@ -137,12 +140,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(last_lines(out / f"{part.name}.log"), flush=True)
         (out / "summary.json").write_text(json.dumps({"parts": done}, indent=1) + "\n", encoding="utf-8")
     from bench.kernels import goals
+    from bench.models import goals as model_goals
 
-    rows, report = collect(out), ""
-    if rows:
-        report = goals.report(rows)
+    rows, models = collect(out, "bench-*.json"), collect(out, "models.json")
+    reports = [goals.report(rows) if rows else "", model_goals.report(models) if models else ""]
+    report = "\n".join(filter(None, reports))
+    if report:
         print(report)
-    summary = {"parts": done, "rows": len(rows), "goals": report.splitlines()}
+    summary = {"parts": done, "rows": len(rows) + len(models), "goals": report.splitlines()}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return 0 if done and all(result["rc"] == 0 for result in done) else 1
 

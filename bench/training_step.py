@@ -9,23 +9,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ase.build import molecule
 from torch import Tensor, nn
 
 from bench.common import interleaved, provenance, write_json
+from bench.models.shapes import SHAPES, frames
 from fastkd.data.batch import Batch
 from fastkd.models.base import Potential
-from fastkd.models.ocp_graph import ocp_graph
 
 CUTOFF = 5.0  #: Å, wider than ethanol
 LIMITS = {torch.float32: 2e-5, torch.float64: 1e-11}  #: ‖ours − theirs‖ / ‖theirs‖; float32 sums of 1e4 terms, twice differentiated
-RATTLE = 0.1  #: Å
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +35,25 @@ class Pair:
     as_ours: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]  #: their weights, or gradients, by our names and in our order
     batch: Batch
     target: Tensor  #: forces to fit, [n_atoms, 3]
+    theirs_direct: Callable[[], tuple[Tensor, Tensor]] | None = None  #: energies and forces of a model with a head for forces
+    own_graphs: bool = False  #: both models cut graphs of their own out of the batch's; then neither may keep them from step to step
 
     def ours_outputs(self) -> tuple[Tensor, Tensor]:
         """Energies [n_graphs] and forces [n_atoms, 3]."""
-        prediction = self.ours(self.batch)
+        batch = self.batch
+        if self.own_graphs:
+            batch = replace(batch, graphs={cutoff: replace(graph) for cutoff, graph in batch.graphs.items()})
+        prediction = self.ours(batch)
         assert prediction.forces is not None
         return prediction.energy, prediction.forces
 
-    def theirs_outputs(self) -> tuple[Tensor, Tensor]:
-        """The same by the other package."""
+    def theirs_outputs(self, *, create_graph: bool = True) -> tuple[Tensor, Tensor]:
+        """The same by the other package; without ``create_graph``, forces cannot be differentiated again."""
+        if self.theirs_direct is not None:
+            return self.theirs_direct()
         positions = self.batch.positions.detach().requires_grad_()
         energy = self.theirs_energy(positions)
-        (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+        (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=create_graph)
         return energy, -gradient
 
     def errors(self) -> dict[str, float]:
@@ -95,40 +99,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 def ethanol(molecules: int, seed: int, dtype: torch.dtype) -> Batch:
     """Ethanol molecules with every atom displaced by about 0.1 Å, all atoms neighbours: 9 atoms and 72 edges each."""
-    atoms = molecule("CH3CH2OH")
-    return rattled(np.stack([atoms.positions] * molecules), atoms.numbers, seed, dtype)
-
-
-def rattled(positions: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any], seed: int, dtype: torch.dtype) -> Batch:
-    """Frames [n, atoms, 3] of one molecule, every atom displaced by about 0.1 Å, with edges up to `CUTOFF`."""
-    molecules, count, _ = positions.shape
-    generator = torch.Generator().manual_seed(seed)
-    still = torch.from_numpy(np.asarray(positions, np.float64)).reshape(-1, 3)
-    moved = still + RATTLE * torch.randn(still.shape, generator=generator, dtype=torch.float64)
-    natoms = torch.full((molecules,), count)
-    box = 200 * torch.eye(3, dtype=torch.float64).repeat(molecules, 1, 1)
-    return Batch(
-        atomic_numbers=torch.from_numpy(np.asarray(numbers, np.int64)).repeat(molecules),
-        positions=moved.to(dtype),
-        atom_ptr=torch.arange(molecules + 1) * count,
-        graph_index=torch.arange(molecules).repeat_interleave(count),
-        cell=torch.zeros(molecules, 3, 3, dtype=dtype),
-        pbc=torch.zeros(molecules, 3, dtype=torch.bool),
-        energy=torch.zeros(molecules, dtype=torch.float64),
-        forces=torch.zeros(molecules * count, 3, dtype=dtype),
-        labelled=torch.ones(molecules, dtype=torch.bool),
-        structure_index=torch.arange(molecules),
-        graphs={CUTOFF: ocp_graph(moved, box, natoms, CUTOFF, 0, symmetric=True)},
-    )
-
-
-def frames(path: Path, count: int, seed: int, dtype: torch.dtype) -> Batch:
-    """``count`` evenly spaced frames of an .npz file with ``positions`` [n, atoms, 3] Å and ``atomic_numbers`` [atoms]."""
-    with np.load(path) as file:
-        positions, numbers = file["positions"], file["atomic_numbers"]
-    if positions.ndim != 3 or positions.shape[1:] != (len(numbers), 3) or len(positions) < count:
-        raise SystemExit(f"{path}: need positions [at least {count}, {len(numbers)}, 3], got {list(positions.shape)}")
-    return rattled(positions[:: len(positions) // count][:count], numbers, seed, dtype)
+    return SHAPES["ethanol"].structures(seed, molecules).batch(CUTOFF, dtype)
 
 
 # The command
@@ -168,7 +139,8 @@ def command(name: str, model: str, peer: str, layers: int, make_pair: MakePair, 
     args = parser.parse_args()
 
     dtype = torch.float32
-    batch = ethanol(args.molecules, args.seed, dtype) if args.frames is None else frames(args.frames, args.molecules, args.seed, dtype)
+    shape = SHAPES["ethanol"] if args.frames is None else frames(args.frames, args.molecules)
+    batch = shape.structures(args.seed, args.molecules).batch(CUTOFF, dtype)
     pair = make_pair(batch, args.width, args.layers, args.seed)
     assert pair.ours.tables is not None
     pair.ours.tables.method = args.method

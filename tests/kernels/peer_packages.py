@@ -80,7 +80,7 @@ def scatter(src: Tensor, index: Tensor, dim: int = 0, out: None = None, dim_size
     if reduce in ("sum", "add"):
         result = result.index_add(0, index, moved)
     elif reduce == "mean":
-        count = torch.zeros(size, dtype=moved.dtype).index_add(0, index, torch.ones(index.shape[0], dtype=moved.dtype)).clamp(min=1)
+        count = moved.new_zeros(size).index_add(0, index, moved.new_ones(index.shape[0])).clamp(min=1)
         result = result.index_add(0, index, moved) / count.view(-1, *[1] * (moved.dim() - 1))
     else:
         result = result.scatter_reduce(0, index, moved, {"min": "amin", "max": "amax"}[reduce], include_self=False)
@@ -92,7 +92,7 @@ def segment_coo(src: Tensor, index: Tensor, out: None = None, dim_size: int | No
 
 
 def segment_csr(src: Tensor, indptr: Tensor, out: None = None, reduce: str = "sum") -> Tensor:
-    index = torch.repeat_interleave(torch.arange(indptr.shape[0] - 1), indptr.diff())
+    index = torch.repeat_interleave(torch.arange(indptr.shape[0] - 1, device=indptr.device), indptr.diff())
     return scatter(src[indptr[0] : indptr[-1]], index, 0, out, indptr.shape[0] - 1, reduce)
 
 
@@ -108,8 +108,10 @@ class SparseTensor:
     def __getitem__(self, rows: Tensor) -> SparseTensor:
         count = torch.bincount(self._row, minlength=self._sizes[0])
         start = count.cumsum(0) - count
-        new_row = torch.repeat_interleave(torch.arange(rows.shape[0]), count[rows])
-        inner = torch.arange(new_row.shape[0]) - torch.repeat_interleave(count[rows].cumsum(0) - count[rows], count[rows])
+        new_row = torch.repeat_interleave(torch.arange(rows.shape[0], device=rows.device), count[rows])
+        inner = torch.arange(new_row.shape[0], device=rows.device) - torch.repeat_interleave(
+            count[rows].cumsum(0) - count[rows], count[rows]
+        )
         entry = start[rows][new_row] + inner
         value = None if self._value is None else self._value[entry]
         return SparseTensor._sorted(new_row, self._col[entry], value, (rows.shape[0], self._sizes[1]))

@@ -1,0 +1,39 @@
+"""The table of docs/results.md from a JSON file of ``python -m bench.models``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.models import goals
+
+HEAD = "| model | against | structures | atoms, edges | step | threads | theirs, ms | ours, ms | faster | goal | peak MB, theirs | ours | share | goal |"
+
+
+def table(path: Path) -> str:
+    """A row for each measurement; losses are in bold."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    about, rows = document["provenance"], document["rows"]
+    lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1), *(_row(row) for row in rows)]
+    origin = (
+        f"{about['device']}, {about['cores']} cores, torch {about['versions']['torch']}, commit {about['commit']}, seed {about['seed']}"
+    )
+    errors = max((row["error"]["float64"] for row in rows), default=0.0)
+    lines += ["", f"{origin}; float32; largest relative error of energies, forces and weight gradients in float64 {errors:.0e}."]
+    lines += [f"Left out: {reason}." for reason in document["skipped"]]
+    lines += [f"No speed, because the models differ: {reason}." for reason in document["failed"]]
+    return "\n".join(lines)
+
+
+def _row(row: dict[str, Any]) -> str:
+    speed, memory = goals.verdicts(row)
+    faster = f"{row['ratio']:.2f}×" if row["ratio"] >= 1 else f"**{row['ratio']:.2f}×**"
+    model = f"{'tiny ' * row['tiny']}{row['model']}, {row['forces']} forces"
+    peer = row["peer"] if row["kind"] == "package" else f"{row['peer']} (ours)"
+    cells = (
+        *(model, peer, row["structures"], f"{row['atoms']}, {row['edges']}", row["mode"], row["threads"]),
+        *(f"{row['theirs']['median'] * 1e3:.1f}", f"{row['ours']['median'] * 1e3:.1f}", faster, speed or "–"),
+        *(f"{row['theirs_peak_bytes'] / 1e6:.0f}", f"{row['ours_peak_bytes'] / 1e6:.0f}", f"{row['memory']:.0%}", memory or "–"),
+    )
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
