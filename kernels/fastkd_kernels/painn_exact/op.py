@@ -23,10 +23,9 @@ from ..cfconv.pairs import PairIndex
 from ..cfconv_exact.codes import UNIT_SCHEMA
 from ..graph import CSRGraph
 from ..higher import through_reference
+from ..needed import Grads, allocate, kept, masked, save_inputs, wants
 from ..radial_specs import BasisSpec, EnvelopeSpec, FilterLinear
 from . import reference
-
-Grads = tuple[Any, ...]
 
 #: Arguments that say which nodes a unit joins, and what its filter is made of.
 UNIT_SIZE, SPEC_SIZE = 7, 3
@@ -120,19 +119,6 @@ _TANGENTS = "Tensor? tangent_phi, Tensor? tangent_vector, Tensor? rate, Tensor? 
 _INDEX = f"{UNIT_SCHEMA}, str basis, str envelope, bool smooth_bias"
 
 
-def allocate(tensors: tuple[Any, ...], needs: list[bool], like: Tensor) -> tuple[Tensor, ...]:
-    """One output like each of ``tensors``; without rows where it is not needed or belongs to a vector that is None."""
-    return tuple(
-        (like if t is None else t).new_empty(t.shape if need and t is not None else (0,) * (3 if t is None else t.dim()))
-        for t, need in zip(tensors, needs, strict=True)
-    )
-
-
-def _kept(grads: Grads, tensors: tuple[Any, ...], needs: list[bool], like: Tensor) -> tuple[Tensor, ...]:
-    empty = allocate(tensors, [False] * len(needs), like)
-    return tuple(grad if need and grad is not None else none for grad, none, need in zip(grads, empty, needs, strict=True))
-
-
 def _grouped(args: Grads, tensors: int) -> Grads:
     """The arguments of an operator with those of units and of spec as one each, after the differentiable tensors."""
     middle = tensors + UNIT_SIZE
@@ -158,7 +144,7 @@ def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_reference(*args: Any) -> tuple[Tensor, ...]:
-    return _kept(reference.gradients(*_grouped(args[:-1], 7)), args[2:7], args[-1], args[2])
+    return kept(reference.gradients(*_grouped(args[:-1], 7)), args[2:7], args[-1], args[2])
 
 
 def _double_backward_fake(*args: Any) -> tuple[Tensor, ...]:
@@ -166,7 +152,7 @@ def _double_backward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _double_backward_reference(*args: Any) -> tuple[Tensor, ...]:
-    return _kept(reference.second_gradients(*_grouped(args[:-1], 11)), second_outputs(args), args[-1], args[6])
+    return kept(reference.second_gradients(*_grouped(args[:-1], 11)), second_outputs(args), args[-1], args[6])
 
 
 def _launcher(module: str, name: str, tensors: int) -> Callable[..., Any]:
@@ -207,78 +193,55 @@ _double_backward = backends.define_op(
 )
 
 
-# Derivatives. `_save` keeps the differentiable inputs and the nodes of units, of which some may be None, and what else there is.
-
-
-def _save(differentiable: int) -> Callable[..., None]:
-    def setup(ctx: Any, inputs: Grads, output: Any) -> None:
-        ctx.save_for_backward(*inputs[: differentiable + UNIT_SIZE])
-        ctx.spec = inputs[differentiable + UNIT_SIZE :][:SPEC_SIZE]
-        ctx.rest = inputs[differentiable + UNIT_SIZE + SPEC_SIZE :]
-        # positions among the tensors that were given, for `backends.wanted`
-        given = [value is not None for value in inputs[:differentiable]]
-        ctx.positions = [sum(given[:number]) if there else -1 for number, there in enumerate(given)]
-        ctx.set_materialize_grads(False)
-
-    return setup
-
-
-def _wants(ctx: Any) -> list[bool]:
-    """For which inputs the pass under way will use a gradient."""
-    needs = zip(ctx.positions, ctx.needs_input_grad, strict=False)
-    return [position >= 0 and need and backends.wanted(ctx, position) for position, need in needs]
-
-
-def _masked(grads: Grads, wants: list[bool]) -> list[Tensor | None]:
-    return [grad if want else None for grad, want in zip(grads, wants, strict=True)]
+# Derivatives.
 
 
 def _message_autograd(ctx: Any, grad_scalar: Tensor | None, grad_vector: Tensor | None) -> Grads:
-    tensors, (backend,), wants = ctx.saved_tensors, ctx.rest, _wants(ctx)
-    if not any(wants) or (grad_scalar is None and grad_vector is None):
+    tensors, (backend,), wanted = ctx.saved_tensors, ctx.rest, wants(ctx)
+    if not any(wanted) or (grad_scalar is None and grad_vector is None):
         return *(None,) * 5, *_NO_INDEX, None
     phi = tensors[0]
     nodes, width = phi.shape[0], phi.shape[1] // 3
     grad_scalar = phi.new_zeros(nodes, width) if grad_scalar is None else grad_scalar
     grad_vector = phi.new_zeros(nodes, 3, width) if grad_vector is None else grad_vector
-    grads = _backward(grad_scalar, grad_vector, *tensors, *ctx.spec, wants, backend)
-    return *_masked(grads, wants), *_NO_INDEX, None
+    grads = _backward(grad_scalar, grad_vector, *tensors, *ctx.constants, wanted, backend)
+    return *masked(grads, wanted), *_NO_INDEX, None
 
 
 def _backward_autograd(ctx: Any, *tangents: Tensor | None) -> Grads:
     needs, backend = ctx.rest
-    tensors, index = ctx.saved_tensors[:7], (*ctx.saved_tensors[7:], *ctx.spec)
+    tensors, index = ctx.saved_tensors[:7], (*ctx.saved_tensors[7:], *ctx.constants)
     # what was not asked for came back empty, and so did whatever was sent back through it
     *moved, weight_tangent = [tangent if given else None for tangent, given in zip(tangents, needs, strict=True)]
-    wants = _wants(ctx)
+    wanted = wants(ctx)
     total: list[Tensor | None] = [None] * 7
-    if any(tangent is not None for tangent in moved) and any(wants):
-        total = _masked(_double_backward(*moved, *tensors, *index, wants, backend), wants)
+    if any(tangent is not None for tangent in moved) and any(wanted):
+        total = masked(_double_backward(*moved, *tensors, *index, wanted, backend), wanted)
     if weight_tangent is not None:
         # ⟨weight_tangent, ∂weight⟩ is the form ⟨cotangents, message⟩ itself, with this weight
-        parts = _with_weight(tensors, weight_tangent, index, wants, backend)
+        parts = _with_weight(tensors, weight_tangent, index, wanted, backend)
         total[:6] = [b if a is None else a if b is None else a + b for a, b in zip(total[:6], parts, strict=True)]
     return *total, *_NO_INDEX, None, None
 
 
-def _with_weight(tensors: Grads, weight: Tensor, index: Grads, wants: list[bool], backend: str) -> list[Tensor | None]:
+def _with_weight(tensors: Grads, weight: Tensor, index: Grads, wanted: list[bool], backend: str) -> list[Tensor | None]:
     by_grads: list[Tensor | None] = [None, None]
-    if wants[0] or wants[1]:
-        by_grads = _masked(_message(*tensors[2:6], weight, *index, backend), wants[:2])
-    needs = [*wants[2:6], False]
+    if wanted[0] or wanted[1]:
+        by_grads = masked(_message(*tensors[2:6], weight, *index, backend), wanted[:2])
+    needs = [*wanted[2:6], False]
     if not any(needs):
         return [*by_grads, None, None, None, None]
-    return [*by_grads, *_masked(_backward(*tensors[:6], weight, *index, needs, backend), needs)[:4]]
+    return [*by_grads, *masked(_backward(*tensors[:6], weight, *index, needs, backend), needs)[:4]]
 
 
 def _double_backward_autograd(ctx: Any, *cotangents: Tensor | None) -> Grads:
     needs, _ = ctx.rest
     tensors = ctx.saved_tensors[:11]
-    function = partial(reference.second_gradients, units=ctx.saved_tensors[11:], spec=ctx.spec)
+    function = partial(reference.second_gradients, units=ctx.saved_tensors[11:], spec=ctx.constants)
     given = [cotangent if need else None for cotangent, need in zip(cotangents, needs, strict=True)]
     return *through_reference(function, tensors, given, list(ctx.needs_input_grad[:11])), *_NO_INDEX, None, None
 
 
-_message.register_autograd(_message_autograd, setup_context=_save(5))
-_backward.register_autograd(_backward_autograd, setup_context=_save(7))
-_double_backward.register_autograd(_double_backward_autograd, setup_context=_save(11))
+_message.register_autograd(_message_autograd, setup_context=save_inputs(5, index=UNIT_SIZE, constants=SPEC_SIZE))
+_backward.register_autograd(_backward_autograd, setup_context=save_inputs(7, index=UNIT_SIZE, constants=SPEC_SIZE))
+_double_backward.register_autograd(_double_backward_autograd, setup_context=save_inputs(11, index=UNIT_SIZE, constants=SPEC_SIZE))

@@ -9,10 +9,10 @@ import triton
 from torch import Tensor
 
 from ..cfconv_exact.codes import slopes_of
+from ..needed import allocate
 from ..radial_specs import BASES, ENVELOPES, decode
 from . import tiles
 from . import triton_kernels as kernels
-from .op import allocate
 from .reference import Spec
 
 Tangents = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]

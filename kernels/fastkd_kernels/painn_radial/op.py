@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,10 +17,9 @@ from torch import Tensor
 
 from .. import backends
 from ..higher import through_reference
+from ..needed import Grads, allocate, kept, masked, save_inputs, wants
 from ..radial_conv.places import INDEX_SCHEMA, INDEX_SIZE, RadialIndex
 from . import reference
-
-Grads = tuple[Any, ...]
 
 _NO_INDEX = (None,) * INDEX_SIZE
 
@@ -91,19 +89,6 @@ _GRADS = "Tensor grad_scalar, Tensor grad_vector"
 _TANGENTS = "Tensor? tangent_phi, Tensor? tangent_vector, Tensor? rate, Tensor? tangent_direction"
 
 
-def allocate(tensors: tuple[Any, ...], needs: list[bool], like: Tensor) -> tuple[Tensor, ...]:
-    """One output like each of ``tensors``; without rows where it is not needed or belongs to a vector that is None."""
-    return tuple(
-        (like if t is None else t).new_empty(t.shape if need and t is not None else (0,) * (3 if t is None else t.dim()))
-        for t, need in zip(tensors, needs, strict=True)
-    )
-
-
-def _kept(grads: Grads, tensors: tuple[Any, ...], needs: list[bool], like: Tensor) -> tuple[Tensor, ...]:
-    empty = allocate(tensors, [False] * len(needs), like)
-    return tuple(grad if need and grad is not None else none for grad, none, need in zip(grads, empty, needs, strict=True))
-
-
 def _grouped(args: Grads, tensors: int) -> Grads:
     """The arguments of an operator with those of the index as one, after the differentiable tensors."""
     return *args[:tensors], args[tensors : tensors + INDEX_SIZE], *args[tensors + INDEX_SIZE :]
@@ -135,7 +120,7 @@ def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_reference(*args: Any) -> tuple[Tensor, ...]:
-    return _kept(reference.painn_radial_backward(*_grouped(args[:-1], 7)), args[2:7], args[-1], args[2])
+    return kept(reference.painn_radial_backward(*_grouped(args[:-1], 7)), args[2:7], args[-1], args[2])
 
 
 def _backward_numba(*args: Any) -> tuple[Tensor, ...]:
@@ -160,7 +145,7 @@ def _double_backward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _double_backward_reference(*args: Any) -> tuple[Tensor, ...]:
-    return _kept(reference.painn_radial_double_backward(*_grouped(args[:-1], 11)), second_outputs(args), args[-1], args[6])
+    return kept(reference.painn_radial_double_backward(*_grouped(args[:-1], 11)), second_outputs(args), args[-1], args[6])
 
 
 def _double_backward_numba(*args: Any) -> tuple[Tensor, ...]:
@@ -201,85 +186,61 @@ _double_backward = backends.define_op(
 )
 
 
-# Derivatives. `_save` keeps the differentiable inputs, of which some may be None, and the index.
-
-
-def _save(differentiable: int) -> Callable[..., None]:
-    def setup(ctx: Any, inputs: Grads, output: Any) -> None:
-        index = inputs[differentiable : differentiable + INDEX_SIZE]
-        ctx.save_for_backward(*inputs[:differentiable], *index[:-2])
-        ctx.flags = index[-2:]
-        ctx.rest = inputs[differentiable + INDEX_SIZE :]
-        # positions among the tensors that were given, for `backends.wanted`
-        given = [value is not None for value in inputs[:differentiable]]
-        ctx.positions = [sum(given[:number]) if there else -1 for number, there in enumerate(given)]
-        ctx.set_materialize_grads(False)
-
-    return setup
-
-
-def _wants(ctx: Any) -> list[bool]:
-    """For which inputs the pass under way will use a gradient."""
-    needs = zip(ctx.positions, ctx.needs_input_grad, strict=False)
-    return [position >= 0 and need and backends.wanted(ctx, position) for position, need in needs]
+# Derivatives.
 
 
 def _or_zeros(grad: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return like.new_zeros(shape) if grad is None else grad
 
 
-def _masked(grads: Grads, wants: list[bool]) -> list[Tensor | None]:
-    return [grad if want else None for grad, want in zip(grads, wants, strict=True)]
-
-
 def _message_autograd(ctx: Any, grad_scalar: Tensor | None, grad_vector: Tensor | None) -> Grads:
     tensors, (once, backend) = list(ctx.saved_tensors), ctx.rest
-    wants, phi = _wants(ctx), tensors[0]
+    wanted, phi = wants(ctx), tensors[0]
     if once:
         tensors[2:4] = [place.detach() for place in tensors[2:4]]
         if getattr(ctx, "spent", False):
-            wants[2:4] = [False, False]
+            wanted[2:4] = [False, False]
         ctx.spent = True
     nodes, width = phi.shape[0], phi.shape[1] // 3
     cotangents = (_or_zeros(grad_scalar, (nodes, width), phi), _or_zeros(grad_vector, (nodes, 3, width), phi))
-    grads = _backward(*cotangents, *tensors, *ctx.flags, wants, backend)
-    return *_masked(grads, wants), *_NO_INDEX, None, None
+    grads = _backward(*cotangents, *tensors, *ctx.constants, wanted, backend)
+    return *masked(grads, wanted), *_NO_INDEX, None, None
 
 
 def _backward_autograd(ctx: Any, *tangents: Tensor | None) -> Grads:
     needs, backend = ctx.rest
-    tensors, index = ctx.saved_tensors[:7], (*ctx.saved_tensors[7:], *ctx.flags)
+    tensors, index = ctx.saved_tensors[:7], (*ctx.saved_tensors[7:], *ctx.constants)
     # what was not asked for came back empty, and so did whatever was sent back through it
     *moved, table_tangent = [tangent if given else None for tangent, given in zip(tangents, needs, strict=True)]
-    wants = _wants(ctx)
+    wanted = wants(ctx)
     total: list[Tensor | None] = [None] * 7
-    if any(tangent is not None for tangent in moved) and any(wants):
-        total = _masked(_double_backward(*moved, *tensors, *index, wants, backend), wants)
+    if any(tangent is not None for tangent in moved) and any(wanted):
+        total = masked(_double_backward(*moved, *tensors, *index, wanted, backend), wanted)
     if table_tangent is not None:
         # ⟨table_tangent, ∂table⟩ is the form ⟨cotangents, message⟩ itself, with this table
-        parts = _with_table(tensors, table_tangent, index, wants, backend)
+        parts = _with_table(tensors, table_tangent, index, wanted, backend)
         total[:6] = [b if a is None else a if b is None else a + b for a, b in zip(total[:6], parts, strict=True)]
     return *total, *_NO_INDEX, None, None
 
 
-def _with_table(tensors: Grads, table: Tensor, index: Grads, wants: list[bool], backend: str) -> list[Tensor | None]:
+def _with_table(tensors: Grads, table: Tensor, index: Grads, wanted: list[bool], backend: str) -> list[Tensor | None]:
     by_grads: Grads = (None, None)
-    if wants[0] or wants[1]:
-        by_grads = tuple(_masked(_message(*tensors[2:6], table, *index, False, backend), wants[:2]))
-    needs = [*wants[2:6], False]
+    if wanted[0] or wanted[1]:
+        by_grads = tuple(masked(_message(*tensors[2:6], table, *index, False, backend), wanted[:2]))
+    needs = [*wanted[2:6], False]
     if not any(needs):
         return [*by_grads, None, None, None, None]
-    return [*by_grads, *_masked(_backward(*tensors[:6], table, *index, needs, backend), needs)[:4]]
+    return [*by_grads, *masked(_backward(*tensors[:6], table, *index, needs, backend), needs)[:4]]
 
 
 def _double_backward_autograd(ctx: Any, *cotangents: Tensor | None) -> Grads:
     needs, _ = ctx.rest
-    tensors, index = ctx.saved_tensors[:11], (*ctx.saved_tensors[11:], *ctx.flags)
+    tensors, index = ctx.saved_tensors[:11], (*ctx.saved_tensors[11:], *ctx.constants)
     given = [cotangent if need else None for cotangent, need in zip(cotangents, needs, strict=True)]
     grads = through_reference(partial(reference.painn_radial_double_backward, index=index), tensors, given, list(ctx.needs_input_grad[:11]))
     return *grads, *_NO_INDEX, None, None
 
 
-_message.register_autograd(_message_autograd, setup_context=_save(5))
-_backward.register_autograd(_backward_autograd, setup_context=_save(7))
-_double_backward.register_autograd(_double_backward_autograd, setup_context=_save(11))
+_message.register_autograd(_message_autograd, setup_context=save_inputs(5, index=INDEX_SIZE - 2, constants=2))
+_backward.register_autograd(_backward_autograd, setup_context=save_inputs(7, index=INDEX_SIZE - 2, constants=2))
+_double_backward.register_autograd(_double_backward_autograd, setup_context=save_inputs(11, index=INDEX_SIZE - 2, constants=2))

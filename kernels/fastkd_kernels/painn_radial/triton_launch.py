@@ -8,13 +8,13 @@ import torch
 import triton
 from torch import Tensor
 
+from ..needed import allocate
 from ..radial_conv import tiles
 from ..radial_conv.reference import working_dtype
 from ..radial_conv.spline import DEGREE, ROWS
 from ..radial_conv.triton_kernels import rows_kernel
 from ..radial_conv.triton_launch import Index, order_weights
 from . import triton_kernels as kernels
-from .op import allocate
 from .tiles import GRADIENT_TILE, node_tile
 from .triton_knots import knots_kernel
 

@@ -8,6 +8,7 @@ take over.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .. import backends
 from ..cfconv.op import describe
+from ..needed import save_inputs, wants
 from . import reference
 from .places import INDEX_SCHEMA, INDEX_SIZE, RadialIndex, reverse
 
@@ -234,34 +236,15 @@ _double_backward = backends.define_op(
 )
 
 
-# Derivatives. `_save` keeps the differentiable inputs (c may be None) and the index; the gradients of inputs that the engine will not use
-# are not computed.
+# Derivatives. Of the inputs c may be None; the gradients of inputs that the engine will not use are not computed.
 
-
-def _save(differentiable: int) -> Any:
-    def setup(ctx: Any, inputs: Grads, output: Any) -> None:
-        index = inputs[differentiable : differentiable + INDEX_SIZE]
-        ctx.save_for_backward(*inputs[:differentiable], *index[:-2])
-        ctx.flags = index[-2:]
-        ctx.rest = inputs[differentiable + INDEX_SIZE :]
-        # positions among the tensors that were given, for `backends.wanted`
-        given = [value is not None for value in inputs[:differentiable]]
-        ctx.positions = [sum(given[:number]) if there else -1 for number, there in enumerate(given)]
-
-    return setup
-
-
-def _wants(ctx: Any) -> list[bool]:
-    return [
-        position >= 0 and need and backends.wanted(ctx, position)
-        for position, need in zip(ctx.positions, ctx.needs_input_grad, strict=False)
-    ]
+_save = partial(save_inputs, index=INDEX_SIZE - 2, constants=2, materialize=True)
 
 
 def _conv_autograd(ctx: Any, g: Tensor) -> Grads:
     c, x, edge_length, table, *tensors = ctx.saved_tensors
-    index, (order, once, backend) = (*tensors, *ctx.flags), ctx.rest
-    want_c, want_x, want_length, want_table = _wants(ctx)
+    index, (order, once, backend) = (*tensors, *ctx.constants), ctx.rest
+    want_c, want_x, want_length, want_table = wants(ctx)
     if once:
         edge_length = edge_length.detach()
         want_length, ctx.spent = want_length and not getattr(ctx, "spent", False), True
@@ -286,8 +269,8 @@ def _conv_autograd(ctx: Any, g: Tensor) -> Grads:
 
 def _dot_autograd(ctx: Any, rate: Tensor) -> Grads:
     x, g, edge_length, table, *tensors = ctx.saved_tensors
-    index, (order, backend) = (*tensors, *ctx.flags), ctx.rest
-    want_x, want_g, want_length, want_table = _wants(ctx)
+    index, (order, backend) = (*tensors, *ctx.constants), ctx.rest
+    want_x, want_g, want_length, want_table = wants(ctx)
     return (
         _conv(rate, g, edge_length, table, *reverse(index), order, False, backend) if want_x else None,
         _conv(rate, x, edge_length, table, *index, order, False, backend) if want_g else None,
@@ -302,8 +285,8 @@ def _dot_autograd(ctx: Any, rate: Tensor) -> Grads:
 def _knots_autograd(ctx: Any, table: Tensor) -> Grads:
     # the cotangent of a table is a table
     c, x, g, edge_length, *tensors = ctx.saved_tensors
-    index, (_, order, backend) = (*tensors, *ctx.flags), ctx.rest
-    want_c, want_x, want_g, want_length = _wants(ctx)
+    index, (_, order, backend) = (*tensors, *ctx.constants), ctx.rest
+    want_c, want_x, want_g, want_length = wants(ctx)
     grad_length = None
     if want_length:
         grad_length = _dot(x, g, edge_length, table, *index, order + 1, backend)
@@ -327,11 +310,11 @@ def _backward_setup(ctx: Any, inputs: Grads, output: Any) -> None:
 
 def _backward_autograd(ctx: Any, tangent: Tensor | None, rate: Tensor | None, table_tangent: Tensor | None) -> Grads:
     x, g, edge_length, table, *tensors = ctx.saved_tensors
-    index, (need_length, need_table, backend) = (*tensors, *ctx.flags), ctx.rest
+    index, (need_length, need_table, backend) = (*tensors, *ctx.constants), ctx.rest
     # what was not asked for came back empty, and so did whatever was sent back through it
     rate, table_tangent = rate if need_length else None, table_tangent if need_table else None
-    wants = _wants(ctx)
-    fused = tangent is not None and rate is not None and table_tangent is None and not wants[2] and not torch.is_grad_enabled()
+    wanted = wants(ctx)
+    fused = tangent is not None and rate is not None and table_tangent is None and not wanted[2] and not torch.is_grad_enabled()
     if fused:
         grad_x, grad_g, grad_table = _double_backward(x, g, tangent, rate, edge_length, table, *index, backend)
         return grad_x, grad_g, None, grad_table, *_NO_INDEX, None, None, None
@@ -342,26 +325,26 @@ def _backward_autograd(ctx: Any, tangent: Tensor | None, rate: Tensor | None, ta
         terms.append(
             [
                 None,
-                _conv(None, tangent, edge_length, table, *index, 0, False, backend) if wants[1] else None,
-                _dot(tangent, g, edge_length, table, *index, 1, backend) if wants[2] else None,
-                _knots(None, tangent, g, edge_length, *index, rows, 0, backend) if wants[3] else None,
+                _conv(None, tangent, edge_length, table, *index, 0, False, backend) if wanted[1] else None,
+                _dot(tangent, g, edge_length, table, *index, 1, backend) if wanted[2] else None,
+                _knots(None, tangent, g, edge_length, *index, rows, 0, backend) if wanted[3] else None,
             ]
         )
     if rate is not None:
         terms.append(
             [
-                _conv(rate, g, edge_length, table, *back, 1, False, backend) if wants[0] else None,
-                _conv(rate, x, edge_length, table, *index, 1, False, backend) if wants[1] else None,
-                rate * _dot(x, g, edge_length, table, *index, 2, backend) if wants[2] else None,
-                _knots(rate, x, g, edge_length, *index, rows, 1, backend) if wants[3] else None,
+                _conv(rate, g, edge_length, table, *back, 1, False, backend) if wanted[0] else None,
+                _conv(rate, x, edge_length, table, *index, 1, False, backend) if wanted[1] else None,
+                rate * _dot(x, g, edge_length, table, *index, 2, backend) if wanted[2] else None,
+                _knots(rate, x, g, edge_length, *index, rows, 1, backend) if wanted[3] else None,
             ]
         )
     if table_tangent is not None:
         terms.append(
             [
-                _conv(None, g, edge_length, table_tangent, *back, 0, False, backend) if wants[0] else None,
-                _conv(None, x, edge_length, table_tangent, *index, 0, False, backend) if wants[1] else None,
-                _dot(x, g, edge_length, table_tangent, *index, 1, backend) if wants[2] else None,
+                _conv(None, g, edge_length, table_tangent, *back, 0, False, backend) if wanted[0] else None,
+                _conv(None, x, edge_length, table_tangent, *index, 0, False, backend) if wanted[1] else None,
+                _dot(x, g, edge_length, table_tangent, *index, 1, backend) if wanted[2] else None,
                 None,
             ]
         )
