@@ -1,4 +1,4 @@
-"""The command line: ``fastkd train · eval · convert · label · inspect · report``.
+"""The command line: ``fastkd train · eval · convert · label · fit-scales · inspect · report``.
 
 Exit codes: 0 done; 2 a mistake that the message says how to mend; 130 and 143 stopped by Ctrl-C and SIGTERM with a checkpoint
 written; 1 with a traceback for our own bugs.
@@ -180,6 +180,13 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=run_inspect)
 
 
+def _add_fit_scales(parser: argparse.ArgumentParser) -> None:
+    from fastkd.engine.fit_scales_command import add_fit_arguments, run_fit
+
+    add_fit_arguments(parser)
+    parser.set_defaults(handler=run_fit)
+
+
 def _add_report(parser: argparse.ArgumentParser) -> None:
     from fastkd.analysis.report import add_report_arguments, run_report
 
@@ -192,6 +199,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "eval": ("errors of a model on a data set", _add_eval),
     "convert": ("make a data set from extxyz, npz or anything that ASE reads, or a model from a foreign checkpoint", _add_convert),
     "label": ("label a data set with a teacher", _add_label),
+    "fit-scales": ("fit the scale factors of a GemNet-OC to data, before training", _add_fit_scales),
     "inspect": ("say what a data set or a model holds; `inspect teacher …`: what can be captured in a teacher", _add_inspect),
     "report": ("make table and report of a finished run or comparison again", _add_report),
 }

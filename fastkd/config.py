@@ -71,6 +71,9 @@ class ModelConfig(Section):
         description="MXMNet, PAMNet: bonds are closer than 1.25 × the sum of covalent radii, or than 2 Å, or are the data file's",
     )
     smooth: bool = Field(False, description="MXMNet, PAMNet: fade edges and bonds out where they end; the authors' models do not")
+    scale_file: str = Field(
+        "", description="GemNet-OC: fitted scale factors, from `fastkd fit-scales` or OCP (.json, .pt); empty leaves all of them at 1"
+    )
     filters: Literal["auto", "table", "exact"] = Field(
         "auto",
         description="auto interpolates filters between knots where that is faster and as accurate; exact never does (docs/models.md)",

@@ -30,7 +30,7 @@ from fastkd.files import write_bytes, write_text
 from . import presets
 from .base import Potential
 from .dimenet_pp import DimeNetPP, DimeNetPPOptions
-from .gemnet_oc import GemNetOC, GemNetOCOptions
+from .gemnet_oc import GemNetOC, GemNetOCOptions, load_scales
 from .mxmnet import MXMNet, MXMNetOptions
 from .painn import PaiNN, PaiNNOptions
 from .pamnet import PAMNet, PAMNetOptions
@@ -58,22 +58,28 @@ def build_model(config: ModelConfig) -> Potential:
 
     Raises:
         ConfigError: if the architecture lacks what is asked of it.
+        CheckpointError: if the file of scale factors cannot be read, or is of another model.
     """
+    model = _new(config)
+    if model.tables is not None:
+        model.tables.method = config.filters
+    if config.scale_file:
+        if not isinstance(model, GemNetOC):
+            raise ConfigError(f"model.scale_file: only GemNet-OC has scale factors, this is a {type(model).__name__}; leave it out")
+        load_scales(model, config.scale_file)
+    return model
+
+
+def _new(config: ModelConfig) -> Potential:
     if config.preset:
-        made = cast("Potential", presets.make(config.preset))
-        if made.tables is not None:
-            made.tables.method = config.filters
-        return made
+        return cast("Potential", presets.make(config.preset))
     if config.kind not in ("painn", "gemnet_oc") and config.forces == "direct":
         raise ConfigError(f"model.forces: {config.kind} has no force head of its own; use model.forces=conservative or model.kind=painn")
     shared: dict[str, Any] = {"width": config.width, "layers": config.layers, "radial": config.radial, "cutoff": config.cutoff}
     try:
-        model = _build(config, shared)
+        return _build(config, shared)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
-    if model.tables is not None:
-        model.tables.method = config.filters
-    return model
 
 
 def _build(config: ModelConfig, shared: dict[str, Any]) -> Potential:

@@ -8,16 +8,21 @@ Example:
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import torch
 from fastkd_kernels import TripletIndex, radial_basis, triplet_reduce
 from torch import Tensor, nn
 
 from .layers import he_orthogonal
+from .memory import recomputed
 from .options import AngularKind, EnvelopeName, RadialKind
 
 #: Under roots of squared sines of angles, which are of the order of one: 1e-9 of an angle, as in the reference.
 TINY_ANGLE = 1e-18
+#: How many edges receive from triplets and quadruplets at a time in a prediction on a CPU: what is summed for them stays in a cache.
+EDGES_AT_ONCE = 128
 
 
 class RadialBasis(nn.Module):
@@ -75,6 +80,32 @@ def legendre(cosine: Tensor, degrees: int) -> Tensor:
     return torch.stack(terms[:degrees], 1) * norms.to(cosine.device)
 
 
+def angular_basis(first: Tensor, second: Tensor, index: TripletIndex, degrees: int) -> Tensor:
+    """`legendre` of the angle between the output edge's direction and the input edge's: [n_out, 3], [n_in, 3] → [n_triplets, degrees]."""
+
+    def body(first: Tensor, second: Tensor) -> Tensor:
+        return legendre(cosine(first[index.edge_out], second[index.edge_in]), degrees)
+
+    return recomputed(body, first, second)
+
+
+def weighted_sums(weights: Tensor, message: Tensor, angular: Tensor, triplets: TripletIndex) -> Tensor:
+    """``weights`` [n_out, c, degrees] times the `triplet_reduce` of the rest: [n_out, c, D]; triplets sorted by output edge."""
+    if _at_once(weights):
+        return weights @ triplet_reduce(message, angular, triplets)
+    total = weights.new_empty(weights.shape[0], weights.shape[1], message.shape[1])
+    for first in range(0, weights.shape[0], EDGES_AT_ONCE):
+        last = min(first + EDGES_AT_ONCE, weights.shape[0])
+        part, these = _into(triplets, first, last)
+        torch.bmm(weights[first:last], triplet_reduce(message, angular[part], these), out=total[first:last])
+    return total
+
+
+def _at_once(weights: Tensor) -> bool:
+    """Whether all edges are to be summed in one go: where autograd records, where that needs no cutting up, and where each cut would wait."""
+    return torch.is_grad_enabled() or weights.device.type != "cpu" or weights.shape[0] <= EDGES_AT_ONCE
+
+
 def cosine(first: Tensor, second: Tensor) -> Tensor:
     """Of the angle between unit vectors, [n, 3] → [n]."""
     return (first * second).sum(-1)
@@ -96,40 +127,79 @@ class TwoAngles:
     def __init__(self, kind: AngularKind, degrees: int, cos_phi: Tensor, outer: Tensor, inner: Tensor) -> None:
         """Take ``cos_phi`` [n_outer] and the normals ``outer``, ``inner`` [n_paths, 3] of the planes (c, a, b) and (d, b, a)."""
         self.kind, self.degrees = kind, degrees
-        along = cosine(outer, inner)
+        # as many numbers as quadruplets at every step: only the normals are kept
+        self.path_basis = recomputed(partial(_path_basis, kind, degrees), outer, inner)
         if kind == "legendre_outer":
-            lengths = torch.sqrt(outer.square().sum(-1) * inner.square().sum(-1) + TINY_ANGLE)
-            self.path_basis = legendre(along / lengths, degrees)
             self.edge_basis = legendre(cos_phi, degrees)
             return
-        if kind == "spherical_harmonics":
-            across = torch.sqrt(torch.linalg.cross(outer, inner).square().sum(-1) + TINY_ANGLE)
-            # a division: the derivatives of a reciprocal root take powers of 1e9 that float32 does not hold
-            length = torch.sqrt(inner.square().sum(-1) + TINY_ANGLE)
-            self.orders = [(l, m) for l in range(degrees) for m in [*range(l + 1), *range(-l, 0)]]
-            self.path_basis = _circular(along / length, across / length, degrees)
-        else:
-            self.orders = [(l, m) for l in range(degrees) for m in range(l + 1)]
-            self.path_basis = _even_circular(along, outer.square().sum(-1) * inner.square().sum(-1), degrees)
+        negative = kind == "spherical_harmonics"
+        self.orders = [(l, m) for l in range(degrees) for m in [*range(l + 1), *(range(-l, 0) if negative else ())]]
         self.edge_basis = _associated(cos_phi, degrees, self.orders)
 
-    def reduce(self, message: Tensor, paths: TripletIndex, onto_edges: TripletIndex) -> Tensor:
-        """Σ over quadruplets into each edge of basis ⊗ message: [n_inner, D] → [n_edges, entries, D]."""
-        summed = triplet_reduce(message, self.path_basis, paths)  # [n_outer, k, D]
+    def project(
+        self, weights: Tensor, message: Tensor, paths: TripletIndex, onto_edges: TripletIndex, bases: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """``weights`` [n_edges, c, entries] times `reduce`: [n_edges, c, D]."""
+        if _at_once(weights):
+            return weights @ self.reduce(message, paths, onto_edges, bases)
+        # sums onto triplets are the most that a prediction holds, so a few edges are done at a time; their triplets lie side by side
+        total = weights.new_empty(weights.shape[0], weights.shape[1], message.shape[1])
+        for first in range(0, weights.shape[0], EDGES_AT_ONCE):
+            last = min(first + EDGES_AT_ONCE, weights.shape[0])
+            outer, these = _into(onto_edges, first, last)
+            inner, those = _into(paths, outer.start, outer.stop)
+            these = replace(these, edge_in=these.edge_in - outer.start, in_ptr=these.in_ptr[outer.start : outer.stop + 1] - outer.start)
+            summed = self.reduce(message, those, these, (bases[0][inner], bases[1][outer]))
+            torch.bmm(weights[first:last], summed, out=total[first:last])
+        return total
+
+    def reduce(self, message: Tensor, paths: TripletIndex, onto_edges: TripletIndex, bases: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Σ over quadruplets into each edge of basis ⊗ message: [n_inner, D] → [n_edges, entries, D].
+
+        ``bases`` stand for ``path_basis`` and ``edge_basis``, where these are arguments of a function that is differentiated by them.
+        """
+        path_basis, edge_basis = bases or (self.path_basis, self.edge_basis)
+        summed = triplet_reduce(message, path_basis, paths)  # [n_outer, k, D]
         if self.kind == "legendre_outer":
-            edges = triplet_reduce(summed.flatten(1), self.edge_basis, onto_edges)  # [n_edges, l, m · D]
+            edges = triplet_reduce(summed.flatten(1), edge_basis, onto_edges)  # [n_edges, l, m · D]
             return edges.unflatten(2, (self.degrees, -1)).flatten(1, 2)
         # functions of θ are m = 0 … L − 1, −1 … −(L − 1); each is part of some entries
         columns = [
             [i for i, (_, order) in enumerate(self.orders) if order == m] for m in [*range(self.degrees), *range(-1, -self.degrees, -1)]
         ]
         parts = [
-            triplet_reduce(summed[:, k].contiguous(), self.edge_basis[:, mine].contiguous(), onto_edges)
+            triplet_reduce(summed[:, k].contiguous(), edge_basis[:, mine].contiguous(), onto_edges)
             for k, mine in enumerate(columns)
             if mine
         ]
         flat = torch.tensor([column for mine in columns for column in mine], device=message.device)
         return torch.cat(parts, 1)[:, torch.argsort(flat)]
+
+
+def _into(index: TripletIndex, first: int, last: int) -> tuple[slice, TripletIndex]:
+    """The triplets into some output edges, which are numbered anew: where they are, and an index good for `triplet_reduce` without gradient.
+
+    The triplets must be sorted by output edge.
+    """
+    start, stop = int(index.out_ptr[first]), int(index.out_ptr[last])
+    part = slice(start, stop)
+    pointers = index.out_ptr[first : last + 1] - start
+    return part, replace(
+        index, edge_in=index.edge_in[part], edge_out=index.edge_out[part] - first, out_ptr=pointers, out_order=index.out_order[part] - start
+    )
+
+
+def _path_basis(kind: AngularKind, degrees: int, outer: Tensor, inner: Tensor) -> Tensor:
+    """Functions of the angle between the planes, from their normals: [n_paths, 3], [n_paths, 3] → [n_paths, k]."""
+    along = cosine(outer, inner)
+    if kind == "legendre_outer":
+        return legendre(along / torch.sqrt(outer.square().sum(-1) * inner.square().sum(-1) + TINY_ANGLE), degrees)
+    if kind == "smooth_harmonics":
+        return _even_circular(along, outer.square().sum(-1) * inner.square().sum(-1), degrees)
+    across = torch.sqrt(torch.linalg.cross(outer, inner).square().sum(-1) + TINY_ANGLE)
+    # a division: the derivatives of a reciprocal root take powers of 1e9 that float32 does not hold
+    length = torch.sqrt(inner.square().sum(-1) + TINY_ANGLE)
+    return _circular(along / length, across / length, degrees)
 
 
 def _circular(x: Tensor, y: Tensor, degrees: int) -> Tensor:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastkd_kernels import TripletIndex, triplet_reduce
 from torch import Tensor, nn
+from torch.nn import functional
 
-from .bases import TwoAngles
+from .bases import TwoAngles, weighted_sums
 from .graphs import Graphs
-from .layers import INV_SQRT_2, AtomUpdate, Dense, EdgeEmbedding, ScaleFactor, residuals
+from .layers import INV_SQRT_2, AtomUpdate, Dense, EdgeEmbedding, ScaleFactor, residuals, scaled_silu
+from .memory import recomputed
 from .options import GemNetOCOptions
 
 
@@ -68,22 +71,35 @@ class _Triplets(nn.Module):
         self.up = Dense(options.triplet_out, outputs)
         self.up_reverse = Dense(options.triplet_out, outputs) if symmetric else None
 
-    def message(self, features: Tensor, radial: Tensor) -> Tensor:
-        """[n_in, inputs], after `dense`; [n_in, radial_width] → [n_in, triplet_in]."""
-        gated = self.radial_scale(features * self.radial(radial), lambda: features)
-        down: Tensor = self.down(gated)
-        return down
+    def message(self, features: Tensor, radial: Tensor, expand: Tensor | None = None) -> Tensor:
+        """[n, inputs], [n_in, radial_width] → [n_in, triplet_in]; ``expand`` [n_in] as in `EdgeInteraction`."""
+        return gated_message(self.dense.linear(features), radial, self.radial, self.radial_scale, self.down, expand)
 
-    def combine(self, summed: Tensor, message: Tensor, edge_in: Tensor) -> Tensor:
-        """[n, circular_width, triplet_in] → [n, triplet_out]; messages and their edges serve as the scale's reference."""
-        out: Tensor = self.sum_scale(self.bilinear(summed.flatten(1)), lambda: message[edge_in])
+    def combine(self, body: Callable[..., Tensor], message: Tensor, *bases: Tensor, edge_in: Tensor) -> Tensor:
+        """``body(message, *bases)`` [n, circular_width · triplet_in] → [n, triplet_out]; messages serve as the scale's reference."""
+        out: Tensor = self.sum_scale(recomputed(body, message, *bases, weight=self.bilinear.weight), lambda: message[edge_in])
         return out
+
+
+def gated_message(y: Tensor, radial: Tensor, gate: Dense, scale: ScaleFactor, down: Dense, expand: Tensor | None = None) -> Tensor:
+    """Features times a gate of their radial basis, and fewer channels: [n, inputs] before SiLU, [n_in, radial_width] → [n_in, outputs]."""
+
+    def body(y: Tensor, radial: Tensor, weight: Tensor) -> Tensor:
+        x = scaled_silu(y)
+        x = x if expand is None else x.index_select(0, expand)
+        return scale(x * functional.linear(radial, weight), lambda: x)
+
+    return scaled_silu(recomputed(body, y, radial, gate.weight, weight=down.weight))
 
 
 def both_ways(out: Tensor, up: Dense, up_reverse: Dense, swap: Tensor) -> Tensor:
     """What an edge gets from its own sum and from that of its reverse."""
-    reverse: Tensor = up_reverse(out).index_select(0, swap)
-    return (up(out) + reverse) * INV_SQRT_2
+
+    def body(out: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        reverse = scaled_silu(functional.linear(out, other)).index_select(0, swap)
+        return (scaled_silu(functional.linear(out, own)) + reverse) * INV_SQRT_2
+
+    return recomputed(body, out, up.weight, up_reverse.weight)
 
 
 class EdgeInteraction(_Triplets):
@@ -91,10 +107,12 @@ class EdgeInteraction(_Triplets):
 
     def forward(self, features: Tensor, basis: AngularBasis, triplets: TripletIndex, swap: Tensor, expand: Tensor | None = None) -> Tensor:
         """[n, inputs] → [n_main, outputs]; ``expand`` [n_in] are the atoms that input edges come from, if the features are of atoms."""
-        x = self.dense(features)
-        message = self.message(x if expand is None else x.index_select(0, expand), basis.radial)
-        summed = basis.weights @ triplet_reduce(message, basis.angular, triplets)
-        out = self.combine(summed, message, triplets.edge_in)
+
+        def body(message: Tensor, angular: Tensor, weights: Tensor) -> Tensor:
+            return weighted_sums(weights, message, angular, triplets).flatten(1)
+
+        message = self.message(features, basis.radial, expand)
+        out = self.combine(body, message, basis.angular, basis.weights, edge_in=triplets.edge_in)
         assert self.up_reverse is not None
         return both_ways(out, self.up, self.up_reverse, swap)
 
@@ -104,8 +122,12 @@ class EdgeToAtom(_Triplets):
 
     def forward(self, edge: Tensor, basis: AtomBasis, into_atom: TripletIndex, triplets: TripletIndex) -> Tensor:
         """[n_main, inputs] → [n_atoms, outputs]; ``into_atom`` are the main edges and their targets."""
-        message = self.message(self.dense(edge), basis.radial)
-        out: Tensor = self.up(self.combine(triplet_reduce(message, basis.onto_atom, into_atom), message, triplets.edge_in))
+
+        def body(message: Tensor, onto_atom: Tensor) -> Tensor:
+            return triplet_reduce(message, onto_atom, into_atom).flatten(1)
+
+        message = self.message(edge, basis.radial)
+        out: Tensor = self.up(self.combine(body, message, basis.onto_atom, edge_in=triplets.edge_in))
         return out
 
 
@@ -130,12 +152,19 @@ class QuadInteraction(nn.Module):
         """[n_main, edge_width] → the same."""
         quads = graphs.quadruplets
         assert quads is not None
-        x = self.dense(edge)
-        x = self.down(self.radial_scale(x * self.radial(basis.radial), lambda x=x: x))
-        inner = x.index_select(0, quads.inner_in)
-        message = self.circular_scale(inner * self.circular(basis.circular), lambda: inner)
-        summed = basis.weights @ basis.angles.reduce(message, quads.paths, quads.onto_edges)
-        out = self.sum_scale(self.bilinear(summed.flatten(1)), lambda: message[quads.paths.edge_in])
+        angles, inner_in, references = basis.angles, quads.inner_in, []
+
+        def body(x: Tensor, circular: Tensor, gate: Tensor, path_basis: Tensor, edge_basis: Tensor, weights: Tensor) -> Tensor:
+            inner = x.index_select(0, inner_in)
+            message = self.circular_scale(inner * functional.linear(circular, gate), lambda: inner)
+            if self.sum_scale.observer is not None:
+                references.append(message)
+            return angles.project(weights, message, quads.paths, quads.onto_edges, (path_basis, edge_basis)).flatten(1)
+
+        x = gated_message(self.dense.linear(edge), basis.radial, self.radial, self.radial_scale, self.down)
+        bases = (basis.circular, self.circular.weight, angles.path_basis, angles.edge_basis, basis.weights)
+        out = recomputed(body, x, *bases, weight=self.bilinear.weight)
+        out = self.sum_scale(out, lambda: references[0][quads.paths.edge_in])
         return both_ways(out, self.up, self.up_reverse, graphs.swap)
 
 

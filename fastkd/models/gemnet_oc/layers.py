@@ -13,6 +13,8 @@ from fastkd_kernels import CSRGraph, gated_edge_to_node
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .memory import forgetting
+
 INV_SQRT_2 = 1 / math.sqrt(2.0)
 #: SiLU is divided by this, which keeps the variance of a standard normal input near one.
 SILU_SCALE = 0.6
@@ -38,9 +40,18 @@ class Dense(nn.Linear):
     def reset_parameters(self) -> None:
         he_orthogonal(self.weight)
 
+    def linear(self, x: Tensor) -> Tensor:
+        """Without the activation."""
+        return functional.linear(x, self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.linear(x, self.weight)
-        return functional.silu(y) * (1 / SILU_SCALE) if self.act else y
+        y = self.linear(x)
+        return scaled_silu(y) if self.act else y
+
+
+def scaled_silu(y: Tensor) -> Tensor:
+    """SiLU/0.6."""
+    return functional.silu(y).mul_(1 / SILU_SCALE)
 
 
 class Residual(nn.Module):
@@ -52,7 +63,13 @@ class Residual(nn.Module):
         self.second = Dense(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.second(self.first(x))) * INV_SQRT_2
+        y = self.first.linear(x)
+        z = scaled_silu(y)
+        kept = y.detach()
+        with forgetting(z, lambda: scaled_silu(kept)):
+            second = self.second.linear(z)
+        del z
+        return (x + scaled_silu(second)) * INV_SQRT_2
 
 
 def residuals(width: int, count: int) -> nn.Sequential:
@@ -97,7 +114,7 @@ class EdgeEmbedding(nn.Module):
             + functional.linear(atom, source).index_select(0, graph.edge_src)
             + functional.linear(atom, target).index_select(0, graph.edge_dst)
         )
-        return functional.silu(y) * (1 / SILU_SCALE)
+        return scaled_silu(y)
 
 
 class AtomUpdate(nn.Module):

@@ -19,7 +19,7 @@ from fastkd.data.batch import Batch
 
 from ..base import EdgeGraph, FeatureKind, Features, Potential, Readout
 from ..layers import safe_length
-from .bases import AngularWeights, RadialBasis, TwoAngles, cosine, legendre
+from .bases import AngularWeights, RadialBasis, TwoAngles, angular_basis, cosine, legendre
 from .graphs import EdgeSet, Graphs, Quadruplets, make_graphs
 from .interaction import AngularBasis, AtomBasis, AtomIndices, Bases, InteractionBlock, QuadBasis
 from .layers import Dense, EdgeEmbedding, OutputBlock, residuals
@@ -79,6 +79,7 @@ class GemNetOC(Potential):
 
         atoms = self.embedding(batch.atomic_numbers - 1)
         edges = self.edge_embedding(atoms, radial, main)
+        del radial
         layers, atom_outs, edge_outs = [atoms], [], []
         for number, output in enumerate(self.outputs):
             if number:
@@ -88,14 +89,16 @@ class GemNetOC(Potential):
             atom_outs.append(atom_out)
             edge_outs.append(edge_out)
 
-        node = self.energy_mlp(torch.cat(atom_outs, 1))
+        # what is not needed any more is freed before the widest layers
+        del bases, indices, atom_out, edge_out
+        node = self.energy_mlp(_joined(atom_outs))
         atom_energy = self.energy_head(node).squeeze(-1)
         if self.options.readout == "mean":
             count = batch.atom_ptr.diff().to(atom_energy.dtype)
             atom_energy = atom_energy / count[batch.graph_index]
         forces = None
         if self.force_mode == "direct":
-            edges = self.force_mlp(torch.cat(edge_outs, 1))
+            edges = self.force_mlp(_joined(edge_outs))
             forces = self._direct_forces(edges, main_direction, graphs)
         edge_graph = EdgeGraph(main, main_direction, main_length)
         features = Features(node, lambda: edges, layers=tuple(layers), edge_graph=edge_graph)
@@ -163,7 +166,7 @@ class SharedBases(nn.Module):
         same = self.main_angle.kind == self.main.kind == "gaussian"
         beside_angle = radial if same else self.main_angle(main_length)
         triplets = graphs.triplets
-        angles = legendre(cosine(main_direction[triplets.edge_out], main_direction[triplets.edge_in]), degrees)
+        angles = angular_basis(main_direction, main_direction, triplets, degrees)
         edge_to_edge = AngularBasis(self.triplet_radial(radial), self.triplet_circular(beside_angle), angles)
         atom_to_edge, edge_to_atom, quadruplets, atoms = None, None, None, None
         if graphs.mixed is not None:
@@ -171,11 +174,11 @@ class SharedBases(nn.Module):
             index = graphs.atom_to_edge
             if index is not None:
                 own = self.atom_to_edge_radial(self.mixed(mixed_length))
-                angles = legendre(cosine(main_direction[index.edge_out], mixed_direction[index.edge_in]), degrees)
+                angles = angular_basis(main_direction, mixed_direction, index, degrees)
                 atom_to_edge = AngularBasis(own, self.atom_to_edge_circular(beside_angle), angles)
             index = graphs.edge_to_atom
             if index is not None:
-                angles = legendre(cosine(mixed_direction[index.edge_out], main_direction[index.edge_in]), degrees)
+                angles = angular_basis(mixed_direction, main_direction, index, degrees)
                 weights = self.edge_to_atom_circular(self.mixed_angle(mixed_length))
                 # no feature takes part in the sum over edges c → a: it is done once for all blocks
                 onto_atom = triplet_contract(weights.transpose(1, 2).contiguous(), angles, index.transpose)
@@ -205,6 +208,13 @@ class SharedBases(nn.Module):
         inner = torch.linalg.cross(inner_edge, inner_middle)[quads.paths.edge_in]
         angles = TwoAngles(self.options.angular, degrees, cosine(outer_edge, outer_middle), outer, inner)
         return QuadBasis(self.quad_radial(radial), circular, self.quad_spherical(beside_angle), angles)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Side by side; the list is emptied."""
+    whole = torch.cat(parts, 1)
+    parts.clear()
+    return whole
 
 
 def _atom_indices(graphs: Graphs) -> AtomIndices:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.data.batch import Batch
-from fastkd.errors import CheckpointError, DataError
+from fastkd.errors import CheckpointError, ConfigError, DataError
+from fastkd.files import write_atomically, write_json
 
 from .layers import ScaleFactor
 from .model import GemNetOC
@@ -173,6 +174,44 @@ def read_scales(path: str | Path) -> dict[str, float]:
             raise CheckpointError(f"{path}: {name!r} is no scale factor of GemNet-OC")
         scales[ours] = float(value)
     return scales
+
+
+def write_scales(model: nn.Module, path: str | Path) -> None:
+    """The scale factors of a GemNet-OC as a scale file of the reference, which `load_scales` and OCP's models read.
+
+    Args:
+        model: whose factors are written.
+        path: ``.json``, or ``.pt`` with tensors; replaced as a whole if it exists.
+
+    Raises:
+        ConfigError: for another suffix.
+        CheckpointError: if the file cannot be written.
+    """
+    path = Path(path)
+    scales = {_foreign_name(name): float(module.factor) for name, module in model.named_modules() if isinstance(module, ScaleFactor)}
+    if scale_file_suffix(path) == ".json":
+        write_json(path, scales)
+    else:
+        tensors = {name: torch.tensor(value) for name, value in scales.items()}
+        write_atomically(path, lambda temporary: torch.save(tensors, temporary))
+
+
+def scale_file_suffix(path: Path) -> str:
+    """``.json`` or ``.pt``.
+
+    Raises:
+        ConfigError: if the file is called otherwise.
+    """
+    if path.suffix not in (".json", ".pt"):
+        raise ConfigError(f"{path}: a scale file ends in .json or .pt")
+    return path.suffix
+
+
+def _foreign_name(name: str) -> str:
+    kind, number, rest = name.split(".", 2)
+    table, prefix = (_BLOCK, "int") if kind == "blocks" else (_OUTPUT, "out")
+    theirs = next(key for key, ours in table.items() if ours == rest)
+    return f"{prefix}_blocks.{number}.{theirs}"
 
 
 def load_scales(model: nn.Module, path: str | Path) -> None:
