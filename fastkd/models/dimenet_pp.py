@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from fastkd.data.batch import Batch
 
-from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, Potential, Readout
+from .base import MAX_ATOMIC_NUMBER, EdgeGraph, FeatureKind, Features, Potential, Readout
 from .layers import SiLU, SphericalRadial, first_order_geometry, legendre, node_to_edge, safe_length
+from .layers.blocks import Blocks
+from .ocp_graph import limited_graph
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class DimeNetPPOptions:
     output_init: Literal["zeros", "glorot_orthogonal"] = "glorot_orthogonal"  #: of the last layers; with zeros energies begin at zero
     angle_forces: bool = True  #: False leaves angles out of the forces, as OCP does; then they are no gradient of the energy
     rounded_basis: bool = False  #: zeros of Bessel functions and their norms in float32, as in all public implementations
+    max_neighbors: int = 0  #: OCP's limit: each atom hears its nearest neighbours only, and energies jump when those change; 0 for all
 
     @classmethod
     def ocp(cls, width: int = 192, layers: int = 3, output_width: int = 192, cutoff: float = 6.0) -> DimeNetPPOptions:
@@ -123,7 +126,7 @@ class InteractionBlock(nn.Module):
         width, triplet, basis = options.width, options.triplet_width, options.basis_width
         self.degrees = options.degrees
         self.radial = nn.Sequential(_linear(options.radial, basis, bias=False), _linear(basis, width, bias=False))
-        self.spherical = nn.Sequential(_linear(options.degrees * options.radial, basis, bias=False), _linear(basis, triplet, bias=False))
+        self.spherical = Blocks([_linear(options.degrees * options.radial, basis, bias=False), _linear(basis, triplet, bias=False)])
         self.neighbor, self.direct = _dense(width, width), _dense(width, width)
         self.down, self.up = _dense(width, triplet, bias=False), _dense(triplet, width, bias=False)
         self.before = nn.Sequential(*(ResidualLayer(width) for _ in range(options.before_skip)))
@@ -192,8 +195,8 @@ class DimeNetPP(Potential):
         self.frequencies = nn.Parameter(torch.arange(1, options.radial + 1) * math.pi)
         self.spherical = SphericalRadial(options.degrees, options.radial, options.cutoff, rounded=options.rounded_basis)
         self.embed = EmbeddingBlock(options)
-        self.interactions = nn.ModuleList(InteractionBlock(options) for _ in range(options.layers))
-        self.outputs = nn.ModuleList(OutputBlock(options) for _ in range(options.layers + 1))
+        self.interactions = Blocks(InteractionBlock(options) for _ in range(options.layers))
+        self.outputs = Blocks(OutputBlock(options) for _ in range(options.layers + 1))
 
     @property
     def feature_widths(self) -> dict[FeatureKind, int]:
@@ -204,7 +207,8 @@ class DimeNetPP(Potential):
         return self.options.layers
 
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
-        graph = batch.graph(self.cutoff)
+        graph, kept = limited_graph(batch.graph(self.cutoff), edge_vector, self.options.max_neighbors, symmetric=False)
+        edge_vector = edge_vector if kept is None else edge_vector[kept]
         csr = graph.csr
         triplets = graph.triplets if self.interactions else None
         length, radial, angular = self._geometry(edge_vector, triplets)
@@ -215,7 +219,8 @@ class DimeNetPP(Potential):
             x = block(x, basis, radial, angular, triplets)
             layers.append(output(x, basis, csr))
         energies = torch.stack([output.last(layer) for output, layer in zip(self.outputs, layers, strict=True)])
-        return Readout(energies.sum(0).squeeze(-1), None, Features(layers[-1], lambda: x, layers=tuple(layers)))
+        own = None if kept is None else EdgeGraph(csr, edge_vector / length.unsqueeze(-1), length)
+        return Readout(energies.sum(0).squeeze(-1), None, Features(layers[-1], lambda: x, layers=tuple(layers), edge_graph=own))
 
     def _geometry(self, edge_vector: Tensor, triplets: TripletIndex | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Lengths [n_edges], radial rows [n_edges, degrees, radial] and polynomials [n_triplets, degrees] of the angles' cosines."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fastkd.errors import CheckpointError
 
 from .base import Potential
 
+Value = TypeVar("Value")
 #: (pattern at the start of a foreign name, what stands there in ours)
 Rules = Sequence[tuple[str, str]]
 
@@ -31,9 +33,10 @@ class ForeignModel:
     symmetric: bool  #: whether the reference makes its graph undirected again after cutting it
     maps: dict[str, tuple[Tensor, Tensor | None]]  #: distillation map → (weight, bias), applied to the student's feature
     notes: tuple[str, ...] = field(default=())  #: what the user should know, a sentence each
+    has_forces: bool = True  #: False if the reference gives no forces, whatever its config says
 
 
-def without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_wrapper(state: Mapping[str, Value]) -> dict[str, Value]:
     """Without the ``module.`` that data-parallel wrappers put before names."""
     return {re.sub(r"^(module\.)+", "", name): value for name, value in state.items()}
 

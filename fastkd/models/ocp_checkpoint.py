@@ -9,7 +9,7 @@ What such a file holds (``BaseTrainer.save``): ``state_dict``, ``config``, ``nor
 - ``scale_dict``, or a scale file that is given, replaces fitted scale factors;
 - E = σ_E · out + μ_E + Σ references, F = σ_F · out.
 
-Other architectures take part through `register`.
+Other architectures take part through `fastkd.models.ocp_architectures.register`.
 
 Example:
     >>> converted = load_checkpoint(read_file(Path("painn_all.pt")))  # doctest: +SKIP
@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,25 +32,11 @@ from torch import Tensor
 from fastkd.errors import CheckpointError
 
 from .base import Potential
-from .foreign import ForeignModel, listed, without_wrapper
+from .foreign import ForeignModel, Value, listed, without_wrapper
 from .foreign_file import read_file
-from .ocp import load_painn, load_schnet
-from .painn import PaiNN
+from .ocp_architectures import ARCHITECTURES, OcpArchitecture
 
 _SCALE = ".scale_factor"
-
-
-@dataclass(frozen=True)
-class OcpArchitecture:
-    """What is needed to convert one architecture."""
-
-    load: Callable[[Mapping[str, Any], Mapping[str, Tensor]], ForeignModel]  #: constructor arguments, state dict
-    names: tuple[str, ...]  #: as configs call it
-    marker: str  #: regular expression of a tensor that no other architecture has
-    #: regular expression of entries of a state dict that are no parameter of the optimiser's: buffers, and second names of parameters
-    not_trained: str
-    ignored: str = r"(?!)"  #: regular expression of tensors that say nothing about predictions
-    scale_forces: Callable[[Potential, float], None] | None = None  #: multiplies the output of a head for forces
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,48 +46,6 @@ class Converted:
     model: Potential
     provenance: dict[str, Any]  #: for `save_model`; fits JSON
     notes: tuple[str, ...]  #: what the user should know, a sentence each
-
-
-ARCHITECTURES: dict[str, OcpArchitecture] = {}
-
-
-def register(name: str, architecture: OcpArchitecture) -> None:
-    """Let checkpoints of an architecture be converted.
-
-    Raises:
-        ValueError: if the name is taken.
-    """
-    if name in ARCHITECTURES:
-        raise ValueError(f"checkpoints of {name!r} are converted already")
-    ARCHITECTURES[name] = architecture
-
-
-def _scale_painn_forces(model: Potential, factor: float) -> None:
-    assert isinstance(model, PaiNN)
-    with torch.no_grad():
-        model.force_head[-1].vector_mix.weight.mul_(factor)  # type: ignore[union-attr]  # the last layer is linear in it
-
-
-register(
-    "painn",
-    OcpArchitecture(
-        load_painn,
-        ("painn", "painn_backbone"),
-        r"message_layers\.0\.x_proj\.0\.weight",
-        not_trained=r"radial_basis\..*|.*\.scale_factor",
-        scale_forces=_scale_painn_forces,
-    ),
-)
-register(
-    "schnet",
-    OcpArchitecture(
-        load_schnet,
-        ("schnet", "schnetwrap"),
-        r"interactions\.0\.conv\.lin1\.weight",
-        not_trained=r"distance_expansion\.offset|atomic_mass|initial_atomref|interactions\.\d+\.conv\.nn\..*",
-        ignored=r"atomic_mass|initial_atomref",
-    ),
-)
 
 
 def load_checkpoint(contents: Mapping[str, Any], *, use_ema: bool = True, scale_file: Path | None = None) -> Converted:
@@ -116,7 +60,8 @@ def load_checkpoint(contents: Mapping[str, Any], *, use_ema: bool = True, scale_
         CheckpointError: saying what is missing or not supported, and how to mend it.
     """
     state, config = _state_and_config(contents)
-    state, notes = _without_hydra(without_wrapper(state)), []
+    state = _without_hydra(without_wrapper(state))
+    notes: list[str] = []
     name, options = _model_config(config)
     architecture = ARCHITECTURES[_architecture(name, state)]
     averaged = use_ema and _use_averages(contents, config, state, architecture, notes)
@@ -126,7 +71,8 @@ def load_checkpoint(contents: Mapping[str, Any], *, use_ema: bool = True, scale_
     model = foreign.model
     notes += foreign.notes
     _limit_graph(model, foreign, options, notes)
-    normalizers = _set_energies(model, architecture, contents, config, options, notes)
+    gives_forces = foreign.has_forces and bool(options.get("regress_forces", True))
+    normalizers = _set_energies(model, architecture, contents, config, notes, gives_forces=gives_forces)
     if foreign.maps:
         notes.append(f"left out: {listed(sorted(foreign.maps))}, projections that only distillation used")
     provenance = {
@@ -160,9 +106,17 @@ def _state_and_config(contents: Mapping[str, Any]) -> tuple[dict[str, Tensor], M
     return dict(state), config
 
 
-def _without_hydra(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_hydra(state: Mapping[str, Value]) -> dict[str, Value]:
     """Backbone and heads side by side, as they were before there were "hydra" models."""
-    return {re.sub(r"^(backbone|output_heads\.\w+)\.", "", name): value for name, value in state.items()}
+    merged: dict[str, str] = {}
+    for name in state:
+        other = merged.setdefault(re.sub(r"^(backbone|output_heads\.[^.]+)\.", "", name), name)
+        if other != name:
+            raise CheckpointError(
+                f"a model of several heads of one kind is not supported: it holds both {other!r} and {name!r}. "
+                "Save a checkpoint with one head for energies and at most one for forces"
+            )
+    return {new: state[name] for new, name in merged.items()}
 
 
 def _model_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -176,8 +130,14 @@ def _model_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     name = str(options.pop("name", config.get("model_name", "")))
     backbone = options.get("backbone")
     if isinstance(backbone, Mapping):
-        options = dict(backbone)
+        # some arguments are those of heads: loaders find them in "heads"
+        options = {**backbone, "heads": dict(options.get("heads") or {})}
         return str(options.pop("model", name)), options
+    if name == "hydra":
+        raise CheckpointError(
+            "config.model is a hydra model without a backbone: its backbone came from another checkpoint (finetune_config); "
+            "copy the 'backbone' and 'heads' sections of that one's config into this one"
+        )
     return name, options
 
 
@@ -210,13 +170,18 @@ def _use_averages(
         notes.append("the file holds moving averages, but its config has no optim.ema_decay: not used, as the reference would not")
         return False
     averages = list(ema.get("shadow_params") or [])
-    names = [name for name in state if not re.fullmatch(architecture.not_trained, name)]
+    parameters: dict[str, list[str]] = {}
+    for name in state:
+        if not re.fullmatch(architecture.not_trained, name):
+            parameters.setdefault(architecture.same(name), []).append(name)
+    names = [first for first, *_ in parameters.values()]
     if len(averages) != len(names) or any(a.shape != state[name].shape for a, name in zip(averages, names, strict=True)):
         raise CheckpointError(
             f"the {len(averages)} moving averages in 'ema' do not fit the {len(names)} parameters of state_dict; "
             "--no-ema converts the weights of the last step instead"
         )
-    state.update(zip(names, averages, strict=True))
+    for aliases, average in zip(parameters.values(), averages, strict=True):
+        state.update(dict.fromkeys(aliases, average))
     return True
 
 
@@ -227,6 +192,7 @@ def _set_scales(
     scales = contents.get("scale_dict") or {}
     if scale_file is not None:
         scales = _read_scales(scale_file)
+    scales = _without_hydra(without_wrapper(scales))
     slots = [name.removesuffix(_SCALE) for name in state if name.endswith(_SCALE)]
     if scales:
         absent = [name for name in slots if name not in scales]
@@ -239,7 +205,8 @@ def _set_scales(
             if name not in unknown:
                 like = next(iter(state.values()))
                 state[name + _SCALE] = torch.as_tensor(value, dtype=like.dtype).reshape(())
-    elif options.get("scale_file") and all(not bool(state[name + _SCALE]) for name in slots):
+    # before they are fitted they are 0, and were 1 in files of 2022
+    elif options.get("scale_file") and all(float(state[name + _SCALE]) in (0, 1) for name in slots):
         raise CheckpointError(
             f"config names the scale file {str(options['scale_file'])!r}, and the factors are in neither state_dict nor scale_dict: "
             "give that file with --scale-file"
@@ -282,8 +249,9 @@ def _set_energies(
     architecture: OcpArchitecture,
     contents: Mapping[str, Any],
     config: Mapping[str, Any],
-    options: Mapping[str, Any],
     notes: list[str],
+    *,
+    gives_forces: bool,
 ) -> dict[str, dict[str, float]]:
     """Normalisers and element references, in place; what the normalisers were, for the provenance."""
     normalizers = _normalizers(contents, config, notes)
@@ -300,8 +268,7 @@ def _set_energies(
     model.energy_scale.fill_(energy["std"])
     model.energy_offset.fill_(energy["mean"])
     ratio = forces["std"] / energy["std"]
-    has_forces = bool(options.get("regress_forces", True))
-    if has_forces and not math.isclose(ratio, 1, rel_tol=1e-6):
+    if gives_forces and not math.isclose(ratio, 1, rel_tol=1e-6):
         if model.force_mode == "direct" and architecture.scale_forces is not None:
             architecture.scale_forces(model, ratio)
         else:
@@ -328,16 +295,19 @@ def _normalizers(contents: Mapping[str, Any], config: Mapping[str, Any], notes: 
             found[label] = {"mean": _number(values["mean"], f"normalizers.{key}.mean"), "std": _number(spread, f"normalizers.{key}.std")}
         else:
             notes.append(f"the normaliser of {label!r} is left out: we predict energies and forces")
-    if found:
-        return found
     dataset = config.get("dataset")
     dataset = dataset[0] if isinstance(dataset, list) and dataset else dataset
     dataset = dataset.get("train", dataset) if isinstance(dataset, Mapping) else {}
-    if isinstance(dataset, Mapping) and dataset.get("normalize_labels"):
+    if not found and isinstance(dataset, Mapping) and dataset.get("normalize_labels"):
         notes.append("the file has no normalizers; those of its config's dataset section are used")
         for label, prefix in (("energy", "target"), ("forces", "grad_target")):
             if f"{prefix}_std" in dataset:
                 found[label] = {"mean": float(dataset.get(f"{prefix}_mean", 0)), "std": float(dataset[f"{prefix}_std"])}
+    if isinstance(dataset, Mapping) and dataset.get("lin_ref"):
+        notes.append(
+            f"its data set took the element references of {str(dataset['lin_ref'])!r} off the energies; they are not in the file, and neither "
+            "the reference nor we add them"
+        )
     if not found:
         notes.append("the file has no normalisers: what the network gives is taken to be eV and eV/Å")
     return found

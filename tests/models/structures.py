@@ -58,20 +58,28 @@ OPTIONS: dict[str, Any] = {
     "pamnet": PAMNetOptions(width=6, layers=2, radial=4, cutoff=CUTOFF, spherical=3, spherical_radial=2, local="distance"),
     "pamnet_smooth": PAMNetOptions(width=6, layers=2, radial=4, cutoff=CUTOFF, spherical=3, spherical_radial=2, smooth=True),
     "pamnet_s": PAMNetOptions(width=6, layers=2, radial=4, cutoff=CUTOFF, simple=True, covalent_factor=1.5, smooth=True),
+    "pamnet_s_exact": PAMNetOptions(width=6, layers=2, radial=4, cutoff=CUTOFF, simple=True, covalent_factor=1.5),
     "gemnet_oc": replace(GEMNET.smooth(), forces="conservative", layers=2),
     "gemnet_oc_bessel": replace(
         GEMNET.smooth(), forces="conservative", basis="bessel", envelope="exponential", angular="legendre_outer", layers=1
     ),
     "gemnet_oc_direct": replace(GEMNET, coupled_forces=True, quad_cutoff=2.5, atom_edge_cutoff=2.8, layers=1),
+    "gemnet_oc_direct_smooth": replace(GEMNET.smooth(), layers=1),
 }
 #: OCP's DimeNet++ leaves angles out of its forces
 CONSERVATIVE = [name for name in OPTIONS if "direct" not in name and "ocp" not in name]
-#: zero at the cutoff to second order; the others' filters are SchNet's cosine, or jump by design
+#: zero at the cutoff to second order
 SMOOTH = [
-    *("painn", "painn_bessel", "painn_exp_normal", "schnet_smooth"),
+    *("painn", "painn_bessel", "painn_exp_normal", "painn_direct", "schnet_smooth"),
     *("dimenet_pp", "dimenet_pp_ocp", "mxmnet_smooth", "pamnet_smooth", "pamnet_s"),
-    *("gemnet_oc", "gemnet_oc_bessel"),
+    *("gemnet_oc", "gemnet_oc_bessel", "gemnet_oc_direct", "gemnet_oc_direct_smooth"),
 ]
+#: to first order: SchNet's cosine
+COSINE = ["schnet", "painn_schnetpack"]
+#: as their authors wrote them, and docs/models.md says: something does not vanish there; smooth options of each are in `SMOOTH`
+JUMPING = ["painn_ocp", "mxmnet", "pamnet", "pamnet_s_exact"]
+#: whose forces come in opposite pairs, although they are no gradient
+PAIRWISE = ["dimenet_pp_ocp", "gemnet_oc_direct"]
 
 
 def make_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Potential:

@@ -1,6 +1,7 @@
 """Checkpoints of OCP and fairchem-core 1.x become ours: every layout, what they hold beside weights, and what is wrong with them."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,15 +9,16 @@ import torch
 
 from fastkd.cli import main
 from fastkd.errors import CheckpointError
-from fastkd.models import load_model, ocp_checkpoint
+from fastkd.models import load_model, ocp_architectures
 from fastkd.models.convert_command import Request, convert_checkpoint, describe
 from fastkd.models.foreign_file import read_file
+from fastkd.models.ocp import load_painn
 from fastkd.models.ocp_graph import ocp_graph
 from tests import parity
 
-from .ocp_files import ENERGY, FORCES, SAME, checkpoint, reference, weights, write
+from .ocp_files import ENERGY, FORCES, NAMES, SAME, checkpoint, forces_of, reference, weights, write
 
-FAMILIES = ["painn", "schnet"]
+FAMILIES = list(NAMES)
 
 
 def convert(contents, folder, **request):
@@ -44,13 +46,16 @@ def check_outputs(model, file, energy=ENERGY, forces=FORCES, references=None):
 
 
 @pytest.mark.parametrize(
-    ("family", "layout"), [("painn", "v1"), ("painn", "hydra"), ("painn", "legacy"), ("schnet", "v1"), ("schnet", "legacy")]
+    ("family", "layout"),
+    [(family, layout) for family in FAMILIES for layout in ("v1", "hydra", "legacy") if (family, layout) != ("schnet", "hydra")],
 )
 def test_every_layout_predicts_what_the_reference_does(family, layout, tmp_path):
     file = reference(family)
     converted = convert(checkpoint(family, layout), tmp_path)
-    check_outputs(converted.model, file, forces=SAME if family == "schnet" else FORCES)
-    assert converted.model.options.max_neighbors == (file.config["max_neighbors"] if family == "painn" else 50)
+    check_outputs(converted.model, file, forces=forces_of(family))
+    options = converted.model.options
+    limit = options.neighbors if family == "gemnet_oc" else options.max_neighbors
+    assert limit == (file.config["max_neighbors"] if family in ("painn", "gemnet_oc") else 50)
     assert converted.provenance["weights"] == "as stored (state_dict)"
     assert converted.provenance["step"] == 1200
     assert not converted.notes
@@ -58,13 +63,13 @@ def test_every_layout_predicts_what_the_reference_does(family, layout, tmp_path)
 
 def test_neighbours_are_cut_off_by_the_model_itself(tmp_path):
     """With a limit that bites, on a graph of all neighbours, as the reference with its own graph."""
-    for family in FAMILIES:
+    for family in ("painn", "schnet", "dimenet"):  # GemNet-OC has limits of its own
         file = reference(family)
         limited = {**file.config, "max_neighbors": 12}
         contents = checkpoint(family, normalizers={})
         contents["config"]["model"] |= limited
         model = convert(contents, tmp_path).model.double()
-        if family == "schnet":  # the reference has no such option
+        if family != "painn":  # the reference has no such option
             model.options = replace(model.options, max_neighbors=12)
         plain = parity.FAMILIES[family][1](limited, file.state).model.double()
         batch = whole_batch(file, model.cutoff)
@@ -81,7 +86,7 @@ def test_neighbours_are_cut_off_by_the_model_itself(tmp_path):
 
 def trained(family):
     """Names of the parameters in the optimiser's order, as the reference lists them."""
-    return [n for n in weights(family) if not n.endswith(("offset", "scale_factor")) and ".conv.nn." not in n]
+    return [n for n in weights(family) if not re.search(r"offset$|scale_factor$|\.conv\.nn\.|\.seq_energy_pre\.", n)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,15 +94,17 @@ def test_moving_averages_are_used_where_the_reference_uses_them(family, tmp_path
     state, names = weights(family), trained(family)
     # averages are the right weights, what is stored is not
     ema = {"decay": 0.999, "num_updates": None, "shadow_params": [state[name] for name in names], "collected_params": []}
-    spoilt = {name: value + 0.1 if name in names or ".conv.nn." in name else value for name, value in state.items()}
-    forces = SAME if family == "schnet" else FORCES
+    twice = (".conv.nn.", ".seq_energy_pre.")
+    spoilt = {name: value + 0.1 if name in names or any(part in name for part in twice) else value for name, value in state.items()}
+    forces = forces_of(family)
     converted = convert(checkpoint(family, state=spoilt, ema=ema), tmp_path)
     assert converted.provenance["weights"] == "moving averages (ema)"
     check_outputs(converted.model, reference(family), forces=forces)
     last = convert(checkpoint(family, state=spoilt, ema=ema), tmp_path, use_ema=False)
     assert last.provenance["weights"] == "as stored (state_dict)"
-    table = "atom_emb.embeddings.weight" if family == "painn" else "embedding.weight"
-    assert torch.equal(last.model.embedding.weight, spoilt[table])
+    tables = {"schnet": "embedding.weight", "dimenet": "emb.emb.weight"}
+    table = spoilt[tables.get(family, "atom_emb.embeddings.weight")]
+    assert torch.equal(last.model.embedding.weight[: len(table)], table)
     without = checkpoint(family, ema=ema)
     del without["config"]["optim"]["ema_decay"]
     converted = convert(without, tmp_path)
@@ -278,18 +285,16 @@ def test_the_command_says_what_it_found_and_writes_it(tmp_path, capsys):
 
 
 def test_other_architectures_can_take_part(tmp_path):
-    entry = ocp_checkpoint.OcpArchitecture(
-        ocp_checkpoint.load_painn, ("mine",), r"message_layers\.0\.x_proj\.0\.weight", r"radial_basis\..*"
-    )
+    entry = ocp_architectures.OcpArchitecture(load_painn, ("mine",), r"message_layers\.0\.x_proj\.0\.weight", r"radial_basis\..*")
     with pytest.raises(ValueError, match="already"):
-        ocp_checkpoint.register("painn", entry)
-    ocp_checkpoint.register("mine", entry)
+        ocp_architectures.register("painn", entry)
+    ocp_architectures.register("mine", entry)
     try:
         contents = checkpoint("painn", normalizers={"energy": dict(ENERGY), "forces": dict(SAME)})
         contents["config"]["model"]["name"] = "mine"
         check_outputs(convert(contents, tmp_path).model, reference("painn"), forces=SAME)
     finally:
-        del ocp_checkpoint.ARCHITECTURES["mine"]
+        del ocp_architectures.ARCHITECTURES["mine"]
 
 
 def test_projections_are_named_and_left_out(tmp_path):

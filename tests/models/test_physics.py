@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from fastkd.data.dataset import StructureDataset
+from fastkd.data.structure import Structure
 from fastkd.errors import DataError
 
-from .structures import CONSERVATIVE, CUTOFF, OPTIONS, SMOOTH, batch_of, make_model, random_molecule
+from .structures import BOX, CONSERVATIVE, COSINE, CUTOFF, JUMPING, OPTIONS, PAIRWISE, SMOOTH, batch_of, make_model, random_molecule
 
 ALL = list(OPTIONS)
 MOLECULES = [random_molecule(9, 1), random_molecule(12, 2), random_molecule(3, 3)]
@@ -78,7 +81,7 @@ def test_forces_are_minus_the_gradient_of_the_energy(name):
         close(-(plus - minus) / (2 * h), forces[atom, axis : axis + 1].detach(), 1e-7)
 
 
-@pytest.mark.parametrize("name", CONSERVATIVE)
+@pytest.mark.parametrize("name", [*CONSERVATIVE, *PAIRWISE])
 def test_no_net_force_or_torque(name):
     prediction = make_model(name)(batch_of(MOLECULES[1]))
     x = MOLECULES[1][1]
@@ -86,32 +89,48 @@ def test_no_net_force_or_torque(name):
     close(torch.linalg.cross(x, prediction.forces).sum(0), torch.zeros(3, dtype=torch.float64))
 
 
+def test_every_model_is_smooth_or_known_not_to_be():
+    assert sorted([*SMOOTH, *COSINE, *JUMPING]) == sorted(ALL)
+    kinds = {type(OPTIONS[name]) for name in SMOOTH}
+    assert all(type(OPTIONS[name]) in kinds for name in ALL), "an architecture without a smooth option"
+
+
+def moved(model, distance):
+    """Energy, its slope, a mean of forces and the slope of that, where an atom leaves the cutoff of the first of two others.
+
+    ``distance`` Å from it; the second one's cutoff is elsewhere. The mean has weights of its own for each component.
+    """
+    d = torch.tensor(distance, dtype=torch.float64, requires_grad=True)
+    others = torch.tensor([[0.0, 0.0, 0.0], [0.9, 0.2, 0.1]], dtype=torch.float64)
+    positions = torch.cat([others, torch.stack([-d, torch.zeros_like(d), torch.zeros_like(d)])[None]])
+    prediction = model(replace(batch_of((torch.tensor([6, 8, 1]), positions.detach())), positions=positions), create_graph=True)
+    weights = torch.linspace(0.3, 1.9, 9, dtype=torch.float64).sin().view(3, 3)
+    values = []
+    for value in (prediction.energy.sum(), (weights * prediction.forces).sum()):
+        (slope,) = torch.autograd.grad(value, d, retain_graph=True, allow_unused=True) if value.requires_grad else (None,)
+        values += [value.item(), 0.0 if slope is None else slope.item()]
+    return values
+
+
 @pytest.mark.parametrize("name", SMOOTH)
 def test_energy_force_and_force_gradient_are_continuous_at_the_cutoff(name):
     model = make_model(name)
-    numbers, others = torch.tensor([6, 8, 1]), [[0.0, 0.0, 0.0], [0.9, 0.2, 0.1]]
-
-    def along(distance):
-        # the third atom meets both others' cutoff at slightly different distances; only the first is in question
-        d = torch.tensor(distance, dtype=torch.float64, requires_grad=True)
-        mover = torch.stack([-d, torch.zeros_like(d), torch.zeros_like(d)])
-        positions = torch.cat([torch.tensor(others, dtype=torch.float64), mover[None]])
-        energy = model(replace(batch_of((numbers, positions.detach())), positions=positions), forces=False).energy.sum()
-        (slope,) = torch.autograd.grad(energy, d, create_graph=True, allow_unused=True)
-        if slope is None:
-            return energy.item(), 0.0, 0.0
-        (curvature,) = torch.autograd.grad(slope, d)
-        return energy.item(), slope.item(), curvature.item()
-
-    inside, outside, deep = along(CUTOFF - 1e-5), along(CUTOFF + 1e-5), along(CUTOFF - 0.5)
+    inside, outside, deep = (moved(model, distance) for distance in (CUTOFF - 1e-5, CUTOFF + 1e-5, CUTOFF - 0.5))
     # each falls off with its own power of the distance to the cutoff: (1e-5 / 0.5)³, ², ¹ of what is found deep inside, generously
     scale = max(abs(value - other) for value, other in zip(deep, outside, strict=True))
-    for value, other, bound in zip(inside, outside, (1e-9, 1e-6, 1e-2), strict=True):
-        assert abs(value - other) < bound * scale
     assert scale > 1e-4
+    for value, other, bound in zip(inside, outside, (1e-9, 1e-6, 1e-6, 1e-2), strict=True):
+        assert abs(value - other) < bound * scale
 
 
-@pytest.mark.parametrize("name", ["schnet"])
+@pytest.mark.parametrize("name", JUMPING)
+def test_models_that_jump_at_the_cutoff_are_those_that_the_documentation_names(name):
+    """Or the documentation is wrong, and they belong to the smooth ones."""
+    inside, outside = (moved(make_model(name), CUTOFF + step)[0] for step in (-1e-7, 1e-7))
+    assert abs(inside - outside) > 1e-5
+
+
+@pytest.mark.parametrize("name", COSINE)
 def test_cosine_cutoff_is_continuous_in_energy_and_force(name):
     model, numbers = make_model(name), torch.tensor([6, 8])
     results = []
@@ -156,6 +175,47 @@ def test_periodic_supercell_has_n_times_the_energy(name):
     many = model(batch_of((z.repeat(6), torch.cat([x + image for image in images])), cell=big))
     close(many.energy, 6 * one.energy)
     close(many.forces, one.forces.repeat(6, 1))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_atom_and_its_images(name):
+    """By symmetry it feels no force, whatever the cell."""
+    model, z, x = make_model(name), torch.tensor([8]), torch.tensor([[0.3, 0.1, 0.2]], dtype=torch.float64)
+    cell = torch.tensor([[2.4, 0, 0], [0.5, 2.3, 0], [0.2, 0.4, 2.6]], dtype=torch.float64)
+    one = model(batch_of((z, x), cell=cell))
+    two = model(batch_of((z.repeat(2), torch.cat([x, x + cell[2]])), cell=torch.diag(torch.tensor([1.0, 1, 2])).double() @ cell))
+    close(one.forces, torch.zeros(1, 3, dtype=torch.float64))
+    close(two.energy, 2 * one.energy)
+    alone = model(batch_of((z, x))).energy
+    assert abs((one.energy - alone).item()) > 1e-6
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_overlapping_atoms_are_named_before_any_model_sees_them(periodic):
+    """Where neighbours are found, for every cutoff: between atoms, and between an atom and an image of another."""
+    box = {"cell": BOX * np.eye(3), "pbc": np.ones(3, bool)} if periodic else {}
+    numbers, positions = MOLECULES[0]
+    right = Structure(numbers.numpy(), positions.numpy(), system="drug", **box)
+    wrong = positions.clone()
+    wrong[4] = positions[1] + (BOX * torch.eye(3)[2] if periodic else 0)
+    for cutoff in sorted({make_model(name).cutoff for name in ALL}):
+        dataset = StructureDataset([right, replace(right, positions=wrong.numpy())], (cutoff,), dtype=torch.float64)
+        assert dataset.batch([0]).graph(cutoff).num_edges
+        with pytest.raises(DataError, match=r"structure 1 \(drug\): atoms (1 and 4|4 and 1) are .*e.* Å apart\. Remove the structure"):
+            dataset.batch([0, 1])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_atoms_that_come_to_overlap_later_give_no_infinities(name):
+    """Positions that change under a graph that was made before, as in a relaxation: numbers stay numbers, as do their gradients."""
+    model, (z, x) = make_model(name), MOLECULES[2]
+    batch = batch_of((z, x), MOLECULES[0])
+    moved = batch.positions.clone()
+    assert batch.graph(CUTOFF).csr.edge_src.tolist()
+    moved[int(batch.graph(CUTOFF).csr.edge_src[0])] = moved[int(batch.graph(CUTOFF).csr.edge_dst[0])]
+    prediction = model(replace(batch, positions=moved))
+    assert torch.isfinite(prediction.energy).all()
+    assert torch.isfinite(prediction.forces).all()
 
 
 @pytest.mark.parametrize("name", ["painn", "schnet", "dimenet_pp"])

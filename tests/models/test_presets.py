@@ -13,7 +13,7 @@ from fastkd.models import PaiNN, PaiNNOptions, SchNetOptions, build_model, load_
 
 from .structures import batch_of, random_molecule
 
-#: of spec section 1.4, counted on the reference implementation
+#: of the papers' models, counted on the reference implementations (DimeNet++ also in test_presets_peers.py)
 COUNTS = {
     "painn_oc20": 20_073_475,
     "painn_oc20_small": 3_689_475,
@@ -24,7 +24,14 @@ COUNTS = {
     "gemnet_oc_base": 38_864_384,
     "gemnet_oc_small": 8_753_408,
     "gemnet_oc_coll": 11_197_184,
+    **{"dimenet_pp_qm9": 1_885_830, "dimenet_pp_md17": 1_885_830, "dimenet_pp_oc20": 1_810_182, "dimenet_pp_oc20_large": 10_718_342},
+    **{f"mxmnet_{data}": 3_773_862 for data in ("qm9", "md17")},
+    **{f"pamnet_{data}": 3_581_100 for data in ("qm9", "md17")},
+    **{f"pamnet_s_{data}": 3_573_292 for data in ("qm9", "md17")},
 }
+#: rows of our table of elements, and of the reference's; layers of the reference that are never used
+TABLES = {"dimenet_pp": (119, 95), "mxmnet": (119, 5), "pamnet": (119, 5)}
+UNUSED = {"pamnet_qm9": 18 * 128, "pamnet_md17": 18 * 128}
 ALONE = ["compare={arms: []}", "data={path: embedded, systems: [ethanol]}"]
 
 
@@ -32,10 +39,13 @@ ALONE = ["compare={arms: []}", "data={path: embedded, systems: [ethanol]}"]
 def test_parameters_are_as_many_as_published(name):
     with torch.device("meta"):  # shapes are enough
         model = presets.make(name)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    assert count == presets.PRESETS[name].parameters
-    assert count == COUNTS.get(name, count)
-    assert COUNTS.keys() <= presets.PRESETS.keys()
+    preset = presets.PRESETS[name]
+    ours, theirs = TABLES.get(preset.architecture, (0, 0))
+    count = sum(parameter.numel() for parameter in model.parameters()) - (ours - theirs) * preset.options.width + UNUSED.get(name, 0)
+    assert (preset.extra_rows, preset.unused) == (ours - theirs, UNUSED.get(name, 0))
+    assert count == preset.parameters
+    assert count == COUNTS[name]
+    assert COUNTS.keys() == presets.PRESETS.keys()
 
 
 def test_the_sizes_of_the_paper():
@@ -47,6 +57,49 @@ def test_the_sizes_of_the_paper():
     assert (schnet.width, schnet.filters, schnet.layers, schnet.radial, schnet.cutoff) == (1024, 256, 5, 200, 6.0)
     assert [presets.find(f"painn_{name}").options.width for name in ("oc20_small", "coll", "coll_small")] == [256, 256, 128]
     assert [presets.find(f"painn_{name}").options.layers for name in ("oc20_small", "coll", "coll_small")] == [4, 6, 4]
+
+
+def test_the_sizes_of_the_other_papers():
+    """Spec of the models that knowledge mixing distils: the authors' for QM9; on trajectories bonds follow from distances."""
+    dimenet = presets.find("dimenet_pp_qm9").options
+    sizes = (
+        dimenet.width,
+        dimenet.layers,
+        dimenet.triplet_width,
+        dimenet.basis_width,
+        dimenet.output_width,
+        dimenet.degrees,
+        dimenet.radial,
+    )
+    assert sizes == (128, 4, 64, 8, 256, 7, 6)
+    assert (dimenet.cutoff, dimenet.before_skip, dimenet.after_skip, dimenet.output_layers) == (5.0, 1, 2, 3)
+    assert presets.find("dimenet_pp_md17").options == dimenet
+    ocp = presets.find("dimenet_pp_oc20_large").options
+    assert (ocp.width, ocp.layers, ocp.output_width, ocp.cutoff, ocp.max_neighbors, ocp.angle_forces) == (512, 3, 384, 6.0, 50, False)
+    for name in ("mxmnet", "pamnet", "pamnet_s"):
+        small, moving = (presets.find(f"{name}_{data}").options for data in ("qm9", "md17"))
+        assert (small.width, small.layers, small.cutoff, small.local_cutoff, small.local, small.smooth) == (
+            128,
+            6,
+            5.0,
+            5.0,
+            "covalent",
+            False,
+        )
+        assert (small.radial, small.spherical, small.spherical_radial, small.envelope_exponent) == (16, 7, 6, 5)
+        assert (moving.cutoff, moving.local_cutoff, moving.local, moving.local_distance, moving.smooth) == (6.0, 2.0, "distance", 2.0, True)
+        assert getattr(moving, "simple", False) == (name == "pamnet_s")
+
+
+@pytest.mark.parametrize("name", list(presets.PRESETS))
+def test_every_preset_is_a_model_of_a_config(name):
+    """With the sizes that a config knows, which may be given once more, and no others."""
+    config = load_config(None, [*ALONE, f"model={{preset: {name}}}"]).model
+    with torch.device("meta"):
+        assert build_model(config).options == presets.find(name).options
+    again = {key: value for key, value in config.model_dump().items() if key in presets.config_values(name)}
+    assert ModelConfig(preset=name, **again) == config
+    assert config.kind == ("pamnet_s" if name.startswith("pamnet_s") else presets.find(name).architecture)
 
 
 def test_the_registry():
@@ -92,6 +145,8 @@ def test_a_dumped_config_reads_back(tmp_path):
         ),
         ("{preset: painn_coll, kind: schnet}", "kind=schnet contradicts"),
         ("{preset: schnet_coll, forces: direct}", "forces=direct contradicts preset=schnet_coll"),
+        ("{preset: pamnet_md17, local: covalent}", "local=covalent contradicts preset=pamnet_md17"),
+        ("{preset: pamnet_qm9, kind: pamnet_s}", "kind=pamnet_s contradicts"),
         ("{preset: painn}", "model: preset: there is no preset 'painn'"),
         ("{preset: 3}", "model.preset = 3: must be text"),
     ],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastkd.errors import CheckpointError
 
-from ..foreign import ForeignModel, without_wrapper
+from ..foreign import ForeignModel, listed, without_wrapper
 from .model import GemNetOC
 from .options import GemNetOCOptions
 from .scales import scale_name
@@ -51,6 +51,18 @@ _SWITCHES = {
     "atom_atom": "atom_interaction",
 }
 _BASES = {"gaussian": "gaussian", "spherical_bessel": "bessel"}
+#: arguments that the loader reads itself
+_READ = (
+    *("regress_forces", "direct_forces", "forces_coupled", "extensive", "cutoff", "cutoff_qint", "cutoff_aeaint", "cutoff_aint"),
+    *("max_neighbors_qint", "max_neighbors_aeaint", "max_neighbors_aint", "enforce_max_neighbors_strictly", "qint_tags"),
+    *("rbf", "rbf_spherical", "envelope", "cbf", "sbf", "output_init", "activation", "scale_basis", "num_targets", "heads"),
+)
+#: arguments that predictions do not hang on: who makes the graph, where scale factors lie, what guards half precision
+_WITHOUT_EFFECT = ("use_pbc", "use_pbc_single", "otf_graph", "scale_file", "scale_backprop_forces", "num_atoms", "bond_feat_dim")
+#: arguments of the reference's heads in models of a backbone and heads
+_OF_HEADS = ("num_global_out_layers", "output_init")
+#: tensors that only direct forces need
+_FORCE_HEAD = r"out_mlp_F\..*|out_forces\..*|out_blocks\.\d+\.(seq_forces|dense_rbf_F|scale_rbf_F)\..*"
 
 _DENSE, _RESIDUAL = r"linear\.weight", r"dense_mlp\.([01])\.linear\.weight"
 _HALVES = ("first", "second")
@@ -109,14 +121,19 @@ def load_gemnet_oc(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Fo
     Raises:
         CheckpointError: if an argument asks for a variant that is not supported, or tensors are missing, left over or misshapen.
     """
+    config, notes = _with_heads(config), _ignored(config)
     options = options_of(config)
     state = without_wrapper(state)
+    unused = config.get("direct_forces") and options.forces != "direct"
+    if unused:
+        state = {name: value for name, value in state.items() if not re.fullmatch(_FORCE_HEAD, name)}
+        notes.append("its head for forces was never trained and is left out: forces are −dE/dx")
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
         if name.endswith(".rbf.offset"):
             _check_offsets(name, value)
-        elif ".seq_energy_pre." not in name:  # the reference lists these layers twice
-            new = parameter_name(name)
+        else:
+            new = parameter_name(same_parameter(name))
             # unfitted factors are zero there
             ours[new] = torch.where(value == 0, torch.ones_like(value), value).reshape(()) if new.endswith(".factor") else value
     if not ours:
@@ -126,11 +143,51 @@ def load_gemnet_oc(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Fo
     model.to(reduce(torch.promote_types, (value.dtype for value in ours.values())))
     own = model.state_dict()
     kept = {key: value for key, value in own.items() if "." not in key or (key.endswith(".factor") and key not in ours)}
+    lists = (("missing", own.keys() - kept.keys() - ours.keys()), ("unexpected", ours.keys() - own.keys()))
+    problems = [f"{len(names)} {what}: {listed(sorted(names))}" for what, names in lists if names]
+    if problems:
+        raise CheckpointError(f"foreign state dict does not fit its config; tensors (by our names) {'; '.join(problems)}")
     try:
         model.load_state_dict({**kept, **ours})
     except RuntimeError as error:
         raise CheckpointError(f"foreign state dict does not fit its config: {error}") from error
-    return ForeignModel(model.eval(), options.atom_neighbors if options.atom_atom else 0, symmetric=False, maps={})
+    limit = options.atom_neighbors if options.atom_atom else 0
+    return ForeignModel(model.eval(), limit, symmetric=False, maps={}, notes=tuple(notes), has_forces=not unused)
+
+
+def _with_heads(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a model of a backbone and heads as those of a whole model; others as they are."""
+    merged, heads = dict(config), config.get("heads")
+    if heads is None:
+        return merged
+    modules = [str(head.get("module", "")).rsplit(".", 1)[-1] for head in heads.values()]
+    foreign = [name for name in modules if not re.fullmatch(r"gemnet_?oc_?(energy_?and_?grad_?)?force_?head", name, re.IGNORECASE)]
+    if foreign:
+        raise CheckpointError(f"OCP GemNet-OC with heads of {listed(foreign)} is not supported, only heads for energies and forces")
+    for key in _OF_HEADS:
+        values = [head[key] for head in heads.values() if key in head]
+        if any(value != values[0] for value in values):
+            raise CheckpointError(f"OCP GemNet-OC with heads of different {key} ({', '.join(map(str, values))}) is not supported")
+        if values:
+            merged[key] = values[0]
+    merged["regress_forces"] = config.get("regress_forces", True) and (
+        not config.get("direct_forces", False) or any("grad" not in name.lower() for name in modules)
+    )
+    return merged
+
+
+def _ignored(config: Mapping[str, Any]) -> list[str]:
+    known = {*_SIZES.values(), *(name for name, _ in _SIZES_WITH_DEFAULTS.values()), *_SWITCHES.values(), *_READ, *_WITHOUT_EFFECT}
+    unknown = sorted(set(config) - known)
+    return [f"config has {listed(unknown)}, which the reference's GemNet-OC does not know and ignores, and so do we"] if unknown else []
+
+
+def same_parameter(name: str) -> str:
+    """The first of the names under which the reference lists one and the same parameter."""
+    if match := re.fullmatch(r"(.*)\.rbf\.frequencies", name):
+        shared = _FREQUENCIES.get(match[1])
+        return next((f"{first}.rbf.frequencies" for first, ours in _FREQUENCIES.items() if ours == shared), name)
+    return name.replace(".seq_energy_pre.", ".layers.")
 
 
 def options_of(config: Mapping[str, Any]) -> GemNetOCOptions:
@@ -142,6 +199,8 @@ def options_of(config: Mapping[str, Any]) -> GemNetOCOptions:
     missing = sorted(theirs for theirs in _SIZES.values() if config.get(theirs) is None)
     if missing:
         raise CheckpointError(f"OCP GemNet-OC needs {missing[0]!r} in its config")
+    if int(config.get("num_targets") or 1) != 1:
+        raise CheckpointError(f"OCP GemNet-OC with num_targets={config['num_targets']} is not supported, only with one: the energy")
     if config.get("scale_basis"):
         raise CheckpointError("OCP GemNet-OC with scale_basis=True is not supported")
     if str(config.get("activation", "silu")).lower() not in ("silu", "swish"):

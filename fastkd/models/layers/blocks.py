@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
 
 from torch import nn
 
@@ -19,4 +19,8 @@ class Blocks(nn.ModuleList, Generic[M]):
     if TYPE_CHECKING:
 
         def __iter__(self) -> Iterator[M]: ...
-        def __getitem__(self, index: int) -> M: ...  # type: ignore[override]  # slices are not used
+        @overload
+        def __getitem__(self, index: slice) -> Self: ...
+        @overload
+        def __getitem__(self, index: int) -> M: ...
+        def __getitem__(self, index: int | slice) -> M | Self: ...

@@ -149,7 +149,7 @@ def legendre(x: Tensor, count: int) -> Tensor:
 
 
 def _bessel(x: float, degree: int) -> float:
-    return _evaluate(torch.full((1, 1), x, dtype=torch.float64), (degree,)).item()
+    return _evaluate(torch.full((1, 1), x, dtype=torch.float64, device="cpu"), (degree,)).item()
 
 
 @lru_cache
