@@ -66,7 +66,7 @@ def _line(case: str, group: list[Row], found: list[float], text: str, good: Any,
     where = f"{group[worst]['shape']}, {group[worst]['mode']}, {group[worst]['threads']} thread{'s' * (group[worst]['threads'] > 1)}"
     verdict = "met" if met == len(found) else "MISSED"
     return (
-        f"{case:<26}{text:<24}{verdict} in {met} of {len(found)} rows; worst {number} ({where})"
+        f"{case:<26}{text:<24}{verdict} in {len(found) - met} of {len(found)} rows; worst {number} ({where})"
         if verdict == "MISSED"
         else (f"{case:<26}{text:<24}met in all {len(found)} rows; worst {number} ({where})")
     )

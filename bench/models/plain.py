@@ -104,13 +104,13 @@ class PlainPAMNet(Plain):
         for wider, nearer in zip(self.model.global_layers, self.model.local_layers, strict=True):
             h = wider.before(x)
             message = _joined(wider.message, h, wide) * wider.gate(wide[2])
-            x, *of_global = wider.update(h + _summed(message, wide[1], h), x)
+            x, _, *of_global = wider.update(h + _summed(message, wide[1], h), x)
             h = nearer.before(x)
             m = _joined(nearer.own, h, near)
             sent = _joined(nearer.neighbor, h, near) * nearer.path_gate(near[2])
             for found in paths.values():
                 m = m + _over(sent, found, nearer.path_filter)
-            x, *of_local = nearer.update(h + _summed(m * nearer.gate(near[2]), near[1], h), x)
+            x, _, *of_local = nearer.update(h + _summed(m * nearer.gate(near[2]), near[1], h), x)
             energies, scores = (torch.cat(columns, -1) for columns in zip(of_global, of_local, strict=True))
             energy = energy + (energies * torch.softmax(leaky_relu(scores, 0.2), -1)).sum(-1)
         return energy

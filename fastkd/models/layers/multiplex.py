@@ -9,12 +9,14 @@ from fastkd_kernels.segment_reduce.op import segment_gather
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .activations import SiLU
+
 
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers, each with its SiLU, initialised as torch does, like the reference."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+        layers += [nn.Linear(inputs, outputs), SiLU()]
     return nn.Sequential(*layers)
 
 
@@ -40,6 +42,7 @@ class EdgeMLP(nn.Module):
         super().__init__()
         self.width = width
         self.linear = nn.Linear(3 * width, width)
+        self.act = SiLU()
 
     def of_edges(self, edge: Tensor) -> Tensor:
         """The part of the sum that edges alone contribute: [n, width] → the same."""
@@ -50,7 +53,8 @@ class EdgeMLP(nn.Module):
         weight = self.linear.weight
         target = functional.linear(x, weight[:, : self.width])
         source = functional.linear(x, weight[:, self.width : 2 * self.width])
-        return functional.silu(at_target(target, graph) + at_source(source, graph) + edge_part)
+        out: Tensor = self.act(at_target(target, graph) + at_source(source, graph) + edge_part)
+        return out
 
 
 def at_target(x: Tensor, graph: CSRGraph) -> Tensor:
