@@ -1,4 +1,4 @@
-"""The command line: ``fastkd train · eval · convert · label · fit-scales · inspect · report``.
+"""The command line: ``fastkd train · eval · convert · label · fit-scales · inspect · cka · pair · profile · report``.
 
 Exit codes: 0 done; 2 a mistake that the message says how to mend; 130 and 143 stopped by Ctrl-C and SIGTERM with a checkpoint
 written; 1 with a traceback for our own bugs.
@@ -194,6 +194,27 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=run_report)
 
 
+def _add_cka(parser: argparse.ArgumentParser) -> None:
+    from fastkd.engine.cka_command import add_cka_arguments, run_cka
+
+    add_cka_arguments(parser)
+    parser.set_defaults(handler=run_cka)
+
+
+def _add_pair(parser: argparse.ArgumentParser) -> None:
+    from fastkd.engine.pair_command import add_pair_arguments, run_pair
+
+    add_pair_arguments(parser)
+    parser.set_defaults(handler=run_pair)
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    from fastkd.engine.profile_command import add_profile_arguments, run_profile
+
+    add_profile_arguments(parser)
+    parser.set_defaults(handler=run_profile)
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train, distil, compare", _add_train),
     "eval": ("errors of a model on a data set", _add_eval),
@@ -201,6 +222,9 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "label": ("label a data set with a teacher", _add_label),
     "fit-scales": ("fit the scale factors of a GemNet-OC to data, before training", _add_fit_scales),
     "inspect": ("say what a data set or a model holds; `inspect teacher …`: what can be captured in a teacher", _add_inspect),
+    "cka": ("say which layers of student and teacher are alike", _add_cka),
+    "pair": ("propose which layers to distil into which, from their similarity", _add_pair),
+    "profile": ("say what a training step is spent on", _add_profile),
     "report": ("make table and report of a finished run or comparison again", _add_report),
 }
 

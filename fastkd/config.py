@@ -131,12 +131,33 @@ class TeacherConfig(Section):
 class TermConfig(Section):
     """One distillation term: strategy, weight, loss and projection."""
 
-    kind: Literal["energy", "forces", "atom_energy", "n2n", "e2n", "v2v"] = Field(description="strategy (docs/distillation.md)")
-    weight: NonNegativeFloat = Field(1.0, description="λ, multiplies the term")
-    loss: Literal["auto", "mse", "mae", "huber", "l2"] = Field(
-        "auto", description="auto is the papers' choice: mae for energies, l2 (mean norm) for forces, mse for features"
+    kind: Literal["energy", "forces", "atom_energy", "n2n", "e2n", "e2e", "v2v", "v2v_geometric", "lkm"] = Field(
+        description="strategy (docs/distillation.md); lkm mixes the student's own layers and needs no teacher"
+    )
+    weight: NonNegativeFloat = Field(1.0, description="λ, multiplies the term; with a schedule, its last value")
+    weight_schedule: Literal["constant", "linear", "cosine", "step"] = Field(
+        "constant", description="how λ goes from weight_start to weight: in a line or half a cosine, or at one step"
+    )
+    weight_start: NonNegativeFloat = Field(0.0, description="linear, cosine, step: first value of λ")
+    weight_from: NonNegativeInt = Field(0, description="linear, cosine: optimiser steps before the ramp begins")
+    weight_until: NonNegativeInt = Field(0, description="linear, cosine, step: optimiser steps after which λ is weight")
+    loss: Literal["auto", "mse", "mae", "huber", "l2", "cka", "lsp", "gsp"] = Field(
+        "auto", description="auto is the papers' choice: mae for energies and lkm, l2 (mean norm) for forces, mse for features"
     )
     projection: Literal["linear", "identity", "mlp"] = Field("linear", description="of the student's feature; v2v has no bias, ever")
+    teacher_layer: str = Field(
+        "final",
+        pattern=r"^(final|(regular|x)_\d+)$",
+        description="teacher's feature: final, regular_k (embeddings after block k, 0: before the first), or x_k (output block k)",
+    )
+    geometric_mix: float = Field(0.5, ge=0.0, le=1.0, description="v2v_geometric: share of 1 − cos; the rest is the difference of lengths")
+    edges: Literal["same", "teacher"] = Field(
+        "same", description="e2e: student and teacher must have the same edges, or the student computes on the teacher's (PaiNN)"
+    )
+    embeddings: str = Field(
+        "auto", description="lkm: which embeddings of the student are mixed (docs/distillation.md); auto is the model's default"
+    )
+    detach_mean: bool = Field(False, description="lkm: no gradient through the mean of the embeddings")
     reduce: Literal["sum", "mean"] = Field("sum", description="of teacher edges into atoms (e2n, v2v from edge features)")
     student_layers: list[int] = Field([], description="blocks whose features are concatenated, counted from 1; empty means the last")
 
@@ -145,6 +166,9 @@ class DistillConfig(Section):
     """Distillation terms, in addition to the loss on labels."""
 
     terms: list[TermConfig] = Field([], description="list of terms")
+    watch_cka: NonNegativeInt = Field(
+        0, description="validation structures on which every evaluation measures how alike the layers of each feature term are; 0 for none"
+    )
 
 
 class LossConfig(Section):

@@ -65,13 +65,17 @@ def check_sense(config: Config) -> None:
         ConfigError: naming both keys of the first one found.
     """
     if not config.teacher.path:
-        if config.distill.terms:
-            raise ConfigError("distill.terms need a teacher: set teacher.path (a folder, or 'embedded'), or leave distill.terms empty")
+        if any(term.kind != "lkm" for term in config.distill.terms):
+            raise ConfigError("distill.terms need a teacher (but for lkm): set teacher.path (a folder, or 'embedded'), or drop them")
         if config.data.unlabelled:
             raise ConfigError("data.unlabelled needs a teacher to learn from: set teacher.path (a folder, or 'embedded') and distill.terms")
-    elif config.data.unlabelled and not config.distill.terms:
+    elif config.data.unlabelled and not any(term.kind != "lkm" for term in config.distill.terms):
         raise ConfigError("data.unlabelled structures teach nothing without distill.terms: add terms, or set data.unlabelled=0")
-    if config.loss.energy_weight == 0 and config.loss.forces_weight == 0 and not any(term.weight for term in config.distill.terms):
+    if (
+        config.loss.energy_weight == 0
+        and config.loss.forces_weight == 0
+        and not any(term.weight or term.weight_start for term in config.distill.terms)
+    ):
         raise ConfigError("every weight is zero (loss.energy_weight, loss.forces_weight, distill.terms): there is nothing to learn")
     if config.model.kind not in ("painn", "gemnet_oc") and config.model.forces == "direct":
         raise ConfigError(

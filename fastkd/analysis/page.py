@@ -95,6 +95,10 @@ def _figures(report: Report) -> list[str]:
     if curves_image is not None:
         caption = "Errors on the validation structures during training; bands span the seeds. The dashed line is the teacher's test error."
         parts.append("<h2>Learning curves</h2>" + _image(curves_image, "svg+xml", caption))
+    alike = plots.similarity_curves(groups) if groups else None
+    if alike is not None:
+        caption = "Linear CKA between the layers that each feature term brings together, on validation structures; atoms of one element with each other."
+        parts.append("<h2>Layers of student and teacher</h2>" + _image(alike, "svg+xml", caption))
     models = [(run.summary.title or run.summary.name, run.predictions) for run in firsts]
     parts.append("<h2>Predictions against labels</h2>")
     for start in range(0, len(models), MODELS_PER_FIGURE):

@@ -58,7 +58,7 @@ class CurveGroup:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def new_figure(width: float, height: float) -> Iterator[Figure]:
     """An empty figure in our style; inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ def learning_curves(groups: Sequence[CurveGroup], teacher: dict[str, float]) -> 
         return None
     from matplotlib.ticker import LogFormatter
 
-    with _figure(3.6 * len(columns), 2.9) as figure:
+    with new_figure(3.6 * len(columns), 2.9) as figure:
         axes = figure.subplots(1, len(columns), squeeze=False)[0]
         for ax, (column, title) in zip(axes, columns, strict=True):
             for group, colour in zip(groups, _cycle(len(groups)), strict=True):
@@ -104,6 +104,38 @@ def learning_curves(groups: Sequence[CurveGroup], teacher: dict[str, float]) -> 
             ax.set_ylabel(CURVE_UNITS[column] if CURVE_UNITS[column] != "1" else "")
         axes[0].legend()
         return _svg(figure)
+
+
+def similarity_curves(groups: Sequence[CurveGroup]) -> bytes | None:
+    """CKA of the distilled pairs against steps, one panel a term, where runs have watched them.
+
+    Returns:
+        An SVG, or None if no run has.
+    """
+    columns = sorted({name for group in groups for curve in group.curves for name in curve.units if name.startswith("cka_")})
+    if not columns:
+        return None
+    with new_figure(3.6 * len(columns), 2.7) as figure:
+        axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+        for ax, column in zip(axes, columns, strict=True):
+            for group, colour in zip(groups, _cycle(len(groups)), strict=True):
+                _draw_curves(ax, group, column, colour)
+            ax.set_ylim(0, 1.02)
+            ax.set_title(column.removeprefix("cka_"), loc="left")
+            ax.set_xlabel("step")
+        axes[0].set_ylabel("CKA of the distilled pair")
+        handles, titles = _legend(axes)
+        axes[0].legend(handles, titles, loc="lower right")
+        return _svg(figure)
+
+
+def _legend(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+    """Each title once, wherever it was drawn: not every arm has every term."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        for handle, title in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(title, handle)
+    return list(found.values()), list(found)
 
 
 def _draw_curves(ax: Axes, group: CurveGroup, column: str, colour: str) -> None:
@@ -139,7 +171,7 @@ def parity(models: Sequence[tuple[str, Predictions]]) -> bytes:
     Returns:
         A PNG.
     """
-    with _figure(2.35 * len(models) + 0.2, 4.7) as figure:
+    with new_figure(2.35 * len(models) + 0.2, 4.7) as figure:
         axes = figure.subplots(2, len(models), squeeze=False, sharex="row", sharey="row")
         for column, (title, predictions) in enumerate(models):
             reference = composition_mean(predictions)
@@ -181,7 +213,7 @@ def errors_by_element(models: Sequence[tuple[str, Predictions]], teachers: int) 
 
     elements = np.unique(np.concatenate([p.atomic_numbers for _, p in models if p.atomic_numbers is not None]))
     width = 0.8 / len(models)
-    with _figure(max(3.0, 0.28 * len(elements) * len(models)) + 2.2, 2.7) as figure:
+    with new_figure(max(3.0, 0.28 * len(elements) * len(models)) + 2.2, 2.7) as figure:
         ax = figure.subplots()
         colours = [TEACHER_COLOUR] * teachers + _cycle(len(models) - teachers)
         for number, (title, predictions) in enumerate(models):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,13 @@ class Report:
                 f" Gap closed = 100 · (MAE of '{baseline.title}' − MAE) / (MAE of '{baseline.title}' − MAE of teacher); "
                 f"95 % interval from {self.resamples} paired resamples of {over}."
             )
-        return text
+        return text + "".join(f" Warning ({name}): {warning}" for name, warning in self._warnings())
+
+    def _warnings(self) -> Iterator[tuple[str, str]]:
+        """What runs had to say against themselves: title and seed, text."""
+        for run in self.runs:
+            for warning in run.summary.extra.get("warnings", ()):
+                yield f"{run.summary.title or run.summary.name}, seed {run.summary.seed}", warning
 
     def table(self) -> Table:
         """For the terminal."""

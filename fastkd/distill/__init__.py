@@ -1,5 +1,8 @@
 """Distillation terms: what a student is asked to imitate, and how much each imitation counts."""
 
-from .terms import Terms, TermValue, build_terms
+from .mixing import CollapseWatch
+from .term import TermValue
+from .terms import Terms, build_terms
+from .weighting import WeightSchedule
 
-__all__ = ["TermValue", "Terms", "build_terms"]
+__all__ = ["CollapseWatch", "TermValue", "Terms", "WeightSchedule", "build_terms"]

@@ -14,7 +14,7 @@ import math
 from typing import Literal
 
 import torch
-from fastkd_kernels import projected_loss, vector_loss
+from fastkd_kernels import projected_loss, vector_geometric_loss, vector_loss
 from torch import Tensor, nn
 
 FeatureLoss = Literal["mse", "mae", "huber"]
@@ -47,12 +47,20 @@ def _linear_init(outputs: int, inputs: int, *, bias: bool, generator: torch.Gene
 class Projection(nn.Module):
     """Base of all projections: from a student's feature to the loss against a teacher's."""
 
+    def map(self, feature: Tensor) -> Tensor:
+        """M(feature), [n, c] → [n, d] or [n, 3, c] → [n, 3, d]; for losses that are not a mean over elements."""
+        raise NotImplementedError
+
     def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
-        """Mean over atoms and channels of ρ(M(feature) − target); ``feature`` [n_atoms, c], ``target`` [n_atoms, d]."""
+        """Mean over rows and channels of ρ(M(feature) − target); ``feature`` [n, c], ``target`` [n, d]."""
         raise NotImplementedError
 
     def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
         """Mean over atoms, axes and channels of ρ(M(feature) − target); ``feature`` [n_atoms, 3, c], ``target`` [n_atoms, 3, d]."""
+        raise NotImplementedError
+
+    def geometric_loss(self, feature: Tensor, target: Tensor, atom_ptr: Tensor, mix: float) -> Tensor:
+        """`fastkd_kernels.vector_geometric_loss` of M(feature) and target, shaped as in `vector_loss`; ``atom_ptr`` [n_graphs + 1]."""
         raise NotImplementedError
 
 
@@ -66,6 +74,9 @@ class LinearProjection(Projection):
         self.weight, drawn = _linear_init(outputs, inputs, bias=bias, generator=generator)
         self.register_parameter("bias", drawn)
 
+    def map(self, feature: Tensor) -> Tensor:
+        return nn.functional.linear(feature.to(self.weight.dtype), self.weight, self.bias)
+
     def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
         dtype = self.weight.dtype
         return projected_loss(feature.to(dtype), self.weight, self.bias, target.to(dtype), kind)
@@ -76,6 +87,10 @@ class LinearProjection(Projection):
         dtype = self.weight.dtype
         return vector_loss(feature.to(dtype), self.weight, target.to(dtype), kind)
 
+    def geometric_loss(self, feature: Tensor, target: Tensor, atom_ptr: Tensor, mix: float) -> Tensor:
+        dtype = self.weight.dtype
+        return vector_geometric_loss(feature.to(dtype), self.weight, target.to(dtype), mix=mix, graph_ptr=atom_ptr)
+
 
 class MLPProjection(Projection):
     """Linear(inputs → 2 · width) – ReLU – Linear(2 · width → outputs), for scalar features only; ``width`` is that of one student layer."""
@@ -85,17 +100,30 @@ class MLPProjection(Projection):
         self.hidden_weight, self.hidden_bias = _linear_init(2 * width, inputs, bias=True, generator=generator)
         self.out = LinearProjection(2 * width, outputs, bias=True, generator=generator)
 
+    def map(self, feature: Tensor) -> Tensor:
+        return self.out.map(self._hidden(feature))
+
+    def _hidden(self, feature: Tensor) -> Tensor:
+        return nn.functional.linear(feature.to(self.hidden_weight.dtype), self.hidden_weight, self.hidden_bias).relu()
+
     def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
-        hidden = nn.functional.linear(feature.to(self.hidden_weight.dtype), self.hidden_weight, self.hidden_bias).relu()
-        return self.out.node_loss(hidden, target, kind)
+        return self.out.node_loss(self._hidden(feature), target, kind)
 
 
 class IdentityProjection(Projection):
-    """No map at all: student and teacher have the same width."""
+    """No map at all: student and teacher have the same width, unless the loss compares structures (cka, lsp, gsp)."""
+
+    def map(self, feature: Tensor) -> Tensor:
+        return feature.to(torch.promote_types(feature.dtype, torch.float32))
 
     def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
-        dtype = torch.promote_types(feature.dtype, torch.float32)
-        return elementwise(feature.to(dtype) - target.to(dtype), kind)
+        mapped = self.map(feature)
+        return elementwise(mapped - target.to(mapped.dtype), kind)
 
     def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
         return self.node_loss(feature, target, kind)
+
+    def geometric_loss(self, feature: Tensor, target: Tensor, atom_ptr: Tensor, mix: float) -> Tensor:
+        mapped = self.map(feature)
+        one = torch.eye(mapped.shape[-1], dtype=mapped.dtype, device=mapped.device)
+        return vector_geometric_loss(mapped, one, target.to(mapped.dtype), mix=mix, graph_ptr=atom_ptr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from fastkd_kernels import CSRGraph, global_structure_loss, linear_cka, local_structure_loss
 from torch import Tensor
 
 from fastkd.distill.projections import FeatureLoss, Projection, elementwise
@@ -75,6 +76,62 @@ def vector_to_vector(student_vector: Tensor, teacher_vector: Tensor, projection:
     invariant under rotations for ``mse``; ``mae`` and ``huber`` act on components and are not.
     """
     return projection.vector_loss(student_vector, teacher_vector, kind)
+
+
+def vector_geometric(student_vector: Tensor, teacher_vector: Tensor, projection: Projection, atom_ptr: Tensor, mix: float = 0.5) -> Tensor:
+    """v2v geometric: (1 − g) · | ‖v_s‖ − ‖v_t‖ | + g · (1 − cos(v_s, v_t)) with v_s = M(v); norms and cosines over x, y, z per channel.
+
+    Mean over channels, then over the atoms of each structure, then over structures. Invariant under rotations. A vector of length 0 has
+    no direction: its cosine is 0.
+
+    Args:
+        student_vector: [n_atoms, 3, k·c].
+        teacher_vector: [n_atoms, 3, d].
+        projection: M, without bias.
+        atom_ptr: [n_graphs + 1] int64.
+        mix: g.
+    """
+    return projection.geometric_loss(student_vector, teacher_vector, atom_ptr, mix)
+
+
+def edge_to_edge(student_edge: Tensor, teacher_edge: Tensor, projection: Projection, kind: FeatureLoss = "mse") -> Tensor:
+    """e2e: mean_{e,c} ρ( M(e_s)_ec − e_t,ec ) over the same edges; ``student_edge`` [n_edges, k·c], ``teacher_edge`` [n_edges, d]."""
+    return projection.node_loss(student_edge, teacher_edge, kind)
+
+
+def alignment(student: Tensor, teacher: Tensor, projection: Projection) -> Tensor:
+    """cka: 1 − CKA(M(x_s), x_t), linear and centred, over all atoms of the batch; ``student`` [n_atoms, k·c], ``teacher`` [n_atoms, d].
+
+    1 where CKA is undefined: fewer than two atoms, or a side that is the same for all.
+    """
+    mapped = projection.map(student)
+    return 1 - linear_cka(mapped, teacher.to(mapped.dtype))
+
+
+def local_structure(student: Tensor, teacher: Tensor, projection: Projection, graph: CSRGraph) -> Tensor:
+    """lsp: mean over edges of p_t (log p_t − log p_s), with p the softmax of +‖f_src − f_dst‖ over the edges that end in one atom.
+
+    Args:
+        student: [n_atoms, k·c], mapped by M first.
+        teacher: [n_atoms, d].
+        projection: M.
+        graph: the edges.
+    """
+    mapped = projection.map(student)
+    return local_structure_loss(mapped, teacher.to(mapped.dtype), graph)
+
+
+def global_structure(student: Tensor, teacher: Tensor, projection: Projection, atom_ptr: Tensor) -> Tensor:
+    """gsp: mean over structures of mean_{i,j} (D_s,ij − D_t,ij)² with D_ij the mean over channels (and axes) of (f_i − f_j)².
+
+    Args:
+        student: [n_atoms, k·c] or [n_atoms, 3, k·c], mapped by M first.
+        teacher: [n_atoms, d] or [n_atoms, 3, d].
+        projection: M.
+        atom_ptr: [n_graphs + 1] int64.
+    """
+    mapped = projection.map(student)
+    return global_structure_loss(mapped, teacher.to(mapped.dtype), atom_ptr)
 
 
 def mean_of_sum(total: Tensor, degree: Tensor) -> Tensor:

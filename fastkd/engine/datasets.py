@@ -129,6 +129,10 @@ class RunData:
         """The validation structures, made once and kept."""
         return list(self._moved(self.dataset(self.config.model.cutoff), self.selection.val))
 
+    def val_sample(self, size: int, *cutoffs: float) -> list[Batch]:
+        """At most so many validation structures, evenly spaced, with neighbour graphs of some cutoffs."""
+        return list(self._moved(self.dataset(*cutoffs), evenly(self.selection.val, size)))
+
     def test_batches(self, cutoff: float | None) -> list[Batch]:
         """The test structures with a neighbour graph of a cutoff, if any."""
         return list(self._moved(self.dataset(*_given(cutoff)), self.selection.test))
@@ -172,6 +176,13 @@ class RunData:
     def _moved(self, dataset: StructureDataset, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Batch]:
         for batch in dataset.batches(indices.tolist()):
             yield batch.to(self.device)
+
+
+def evenly(indices: np.ndarray[Any, np.dtype[np.int64]], size: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """At most ``size`` of some numbers, evenly spaced; all for 0."""
+    if not size or size >= len(indices):
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, size).round().astype(np.int64)]
 
 
 def _given(cutoff: float | None) -> tuple[float, ...]:

@@ -19,12 +19,14 @@ from torch import Tensor
 from fastkd.analysis.runs import CurveWriter
 from fastkd.config import Config
 from fastkd.data.batch import Batch
+from fastkd.distill import CollapseWatch
 from fastkd.engine.evaluate import predict
 from fastkd.engine.progress import Reporter
 from fastkd.engine.schedule import Schedule
 from fastkd.engine.signals import Interrupted, StopRequest
 from fastkd.engine.state import Checkpoint, load_optimizer_state, optimizer_state, save_checkpoint
 from fastkd.engine.step import Trainee, train_step
+from fastkd.engine.watch import PairWatch
 from fastkd.errors import CheckpointError, TrainingError
 from fastkd.files import cannot_write
 from fastkd.teachers import BaseTeacher, LiveTeacher
@@ -78,8 +80,13 @@ class Job:
     batches: Batches
     val_batches: Sequence[Batch]
     teacher: BaseTeacher | None = None
+    watch: PairWatch | None = None  #: looks at distilled layers at every evaluation
     threads: int = 0  #: CPU threads, kept in the checkpoint because sums may round differently with another number
     progress: Progress = field(default_factory=Progress)
+    collapse: CollapseWatch = field(init=False)  #: of mixed layers (lkm)
+
+    def __post_init__(self) -> None:
+        self.collapse = CollapseWatch(self.trainee.terms or ())
 
     @property
     def folder(self) -> Path:
@@ -103,6 +110,7 @@ class Job:
             "schedule": self.schedule.state_dict(),
             "batches": self.batches.state_dict(),
             "progress": vars(self.progress),
+            "mixing": self.collapse.state_dict(),
             "threads": self.threads,
         }
 
@@ -125,6 +133,7 @@ class Job:
             self.schedule.load_state_dict(tree["schedule"])
             self.batches.load_state_dict(tree["batches"])
             self.progress = Progress(**tree["progress"])
+            self.collapse.load_state_dict(tree.get("mixing", {}))
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path} does not fit this run: {error}") from error
 
@@ -139,6 +148,8 @@ def train(job: Job, console: Console | None = None) -> None:
     """
     config, progress = job.config.train, job.progress
     clock = _Clock(progress.seconds, job.trainee.teacher)
+    if not job.collapse.start:
+        job.collapse.look(job.trainee.student, job.val_batches[0])
     curve: CurveWriter | None = None
     with StopRequest() as stop, Reporter(job.label, config.steps, progress.step, console) as reporter:
         while not job.finished:
@@ -170,6 +181,9 @@ def open_curve(job: Job, losses: Sequence[str]) -> CurveWriter:
     columns = _FIRST_UNITS | {f"loss_{name}": units.get(f"loss_{name}", "1") for name in losses} | _LAST_UNITS
     if isinstance(job.trainee.teacher, LiveTeacher):
         columns |= _TEACHER_UNITS
+    columns |= job.collapse.columns
+    if job.watch is not None:
+        columns |= job.watch.units
     # rows of this very step and later are written again, with the same numbers
     try:
         return CurveWriter(job.folder, columns, resume_step=job.progress.step - 1)
@@ -183,6 +197,8 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
     started = time.perf_counter()
     with job.trainee.average.applied():
         errors = predict(job.trainee.student, job.val_batches, free_atoms=job.config.train.eval_on_free_atoms).metrics()
+        job.collapse.look(job.trainee.student, job.val_batches[0])
+        alike = job.watch.measure(job.trainee.student) if job.watch is not None else {}
     energy = errors.energy_mae_per_atom if loss.per_atom_energy else errors.energy_mae
     score = loss.energy_weight * energy + loss.forces_weight * errors.forces_mae
     if not math.isfinite(score):
@@ -190,6 +206,9 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
             f"the validation error is not finite after step {progress.step}; the last checkpoint is kept. Lower train.learning_rate"
         )
     job.schedule.observe(score)
+    # before any checkpoint of this step, which keeps what was said
+    for warning in job.collapse.new_warnings(progress.step):
+        reporter.say(f"{job.label}: warning: {warning}")
     sums = progress.loss_sum
     means = (sums / max(progress.loss_steps, 1)).tolist() if sums is not None else []
     progress.loss_sum, progress.loss_steps = None, 0
@@ -203,12 +222,12 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
     row |= {"val_energy_mae": 1e3 * errors.energy_mae_per_atom, "val_forces_mae": 1e3 * errors.forces_mae}
     row |= {"val_forces_cosine": errors.forces_cosine, "val_score": score}
     row |= {"atoms_per_second": clock.rate, "data_wait": clock.wait_percent, "seconds": clock.seconds}
-    row |= clock.teacher(job.trainee.teacher)
+    row |= clock.teacher(job.trainee.teacher) | job.collapse.row | alike
     try:
         curve.append(row)
     except OSError as error:
         raise CheckpointError(cannot_write(curve.path, error)) from error
-    reporter.evaluated(row["val_energy_mae"], row["val_forces_mae"], row.get("teacher_ms"), row.get("teacher_share"))
+    reporter.evaluated(row["val_energy_mae"], row["val_forces_mae"], row.get("teacher_ms"), row.get("teacher_share"), alike)
 
 
 def _add_losses(progress: Progress, losses: dict[str, Tensor]) -> None:

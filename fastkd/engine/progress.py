@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -61,11 +62,20 @@ class Reporter:
         left = (now - self._started) / max(step - self._first, 1) * (self._steps - step)
         self.console.print(f"{self._label}: {status} · {left:.0f} s left", markup=False)
 
-    def evaluated(self, energy_mae: float, forces_mae: float, teacher_ms: float | None = None, teacher_share: float | None = None) -> None:
-        """Take note of validation errors (meV/atom, meV/Å) and of a live teacher's cost, which every status shows from now on."""
+    def evaluated(
+        self,
+        energy_mae: float,
+        forces_mae: float,
+        teacher_ms: float | None = None,
+        teacher_share: float | None = None,
+        alike: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Take note of validation errors (meV/atom, meV/Å), a live teacher's cost and the CKA of watched pairs; every status shows them from now on."""
         self._note = f" · val {energy_mae:.2f} meV/atom, {forces_mae:.1f} meV/Å"
         if teacher_ms is not None:
             self._note += f" · teacher {teacher_ms:.1f} ms/batch ({teacher_share:.0f} % of a step)"
+        if alike:
+            self._note += " · " + ", ".join(f"{name.replace('cka_', 'CKA ')} {value:.2f}" for name, value in alike.items())
 
     def say(self, message: str) -> None:
         """Print a line of its own."""

@@ -86,6 +86,8 @@ def run_one(config: Config, bench: Workbench, console: Console, *, name: str = "
 def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
     """Test the averaged weights of the best step, and write model, predictions and summary (last: it says that all is there)."""
     config, student = job.config, job.trainee.student
+    # of the whole run, also of steps after the best one
+    warnings = list(job.collapse.said)
     best = load_checkpoint(job.folder, "best")
     job.restore(best)
     with job.trainee.average.applied():
@@ -106,7 +108,13 @@ def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
         test=metrics,
         train_seconds=float(load_checkpoint(job.folder).tree["progress"]["seconds"]),
         versions=describe_environment()["versions"],
-        extra={"best_step": best.step, "steps": config.train.steps, "val_score": job.progress.best, "threads": job.threads},
+        extra={
+            "best_step": best.step,
+            "steps": config.train.steps,
+            "val_score": job.progress.best,
+            "threads": job.threads,
+            "warnings": warnings,
+        },
     )
     summary.save(job.folder)
 

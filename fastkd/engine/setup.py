@@ -15,6 +15,7 @@ from fastkd.data.batch import Batch
 from fastkd.data.reader import DataFile
 from fastkd.data.select import open_data_file
 from fastkd.distill import Terms, build_terms
+from fastkd.distill.terms import FeatureTerm
 from fastkd.engine.datasets import RunData
 from fastkd.engine.ema import Average
 from fastkd.engine.loop import Job
@@ -22,6 +23,7 @@ from fastkd.engine.schedule import Schedule
 from fastkd.engine.state import load_checkpoint
 from fastkd.engine.step import Trainee, label_loss, make_optimizer, trainable
 from fastkd.engine.threads import choose_threads, thread_count
+from fastkd.engine.watch import PairWatch
 from fastkd.errors import ConfigError
 from fastkd.models import Potential, build_model
 from fastkd.teachers import BaseTeacher, CachedTeacher, Feature, LiveTeacher, Offer, TeacherOutput, load_teacher
@@ -103,13 +105,18 @@ def choose_device(name: str, key: str = "run.device") -> torch.device:
 
 def new_student(config: Config, data: RunData, device: torch.device, teacher: BaseTeacher | None = None) -> Potential:
     """A student with weights from ``run.seed`` alone, reference energies and energy scale from the labelled training structures."""
+    student = initial_student(config)
+    data.apply_references(student, teacher)
+    return student.to(device).train()
+
+
+def initial_student(config: Config) -> Potential:
+    """The weights that a run starts from, which follow from its config alone; energies of elements and their scale are not set."""
     # only the CPU's generator is forked and seeded: weights are drawn there, and no caller's random numbers change
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         student = build_model(config.model)
-    cast_model(student, DTYPES[config.run.dtype])
-    data.apply_references(student, teacher)
-    return student.to(device).train()
+    return cast_model(student, DTYPES[config.run.dtype])
 
 
 def cast_model(model: Potential, dtype: torch.dtype) -> Potential:
@@ -143,7 +150,15 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
         if isinstance(trainee.teacher, LiveTeacher) and trainee.teacher.teacher.cutoff is not None:
             cutoffs.add(trainee.teacher.teacher.cutoff)
         job = Job(
-            label, config, trainee, Schedule(config.train), data.training_batches(*cutoffs), data.val_batches(), teacher, bench.threads
+            label,
+            config,
+            trainee,
+            Schedule(config.train),
+            data.training_batches(*cutoffs),
+            data.val_batches(),
+            teacher,
+            _watch(config, trainee.terms, teacher, data),
+            bench.threads,
         )
     if checkpoint is not None:
         job.restore(checkpoint)
@@ -153,11 +168,13 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
 
 def _trainee(config: Config, bench: Workbench, student: Potential, teacher: BaseTeacher | None, data: RunData) -> Trainee:
     terms = source = None
-    if teacher is not None and config.distill.terms:
-        free_atoms = config.loss.train_on_free_atoms
-        terms = build_terms(config.distill, Offer.of(student, "student"), teacher.offer, seed=config.run.seed, free_atoms=free_atoms)
+    if config.distill.terms:
+        offer, free_atoms = None if teacher is None else teacher.offer, config.loss.train_on_free_atoms
+        terms = build_terms(config.distill, Offer.of(student, "student"), offer, seed=config.run.seed, free_atoms=free_atoms)
         terms = terms.to(device=data.device, dtype=data.dtype)
-        source = bench.source(config, teacher, terms, data)
+        student.kept_layers = terms.student_keeps
+        # a teacher whom no term asks has nothing to compute
+        source = bench.source(config, teacher, terms, data) if teacher is not None and terms.needs else None
     parameters = trainable(student, terms)
     return Trainee(
         student=student,
@@ -168,6 +185,16 @@ def _trainee(config: Config, bench: Workbench, student: Potential, teacher: Base
         loss=config.loss,
         clip=config.train.clip,
     )
+
+
+def _watch(config: Config, terms: Terms | None, teacher: BaseTeacher | None, data: RunData) -> PairWatch | None:
+    """Who looks at the distilled layers, if anybody shall and there are any."""
+    if not config.distill.watch_cka:
+        return None
+    if terms is None or teacher is None or not any(isinstance(term, FeatureTerm) for term in terms.terms.values()):
+        raise ConfigError("distill.watch_cka looks at terms on features (n2n, e2n, v2v), and there are none; add one, or set it to 0")
+    cutoffs = {config.model.cutoff} | ({teacher.cutoff} if teacher.cutoff is not None else set())
+    return PairWatch(terms, teacher, data.val_sample(config.distill.watch_cka, *cutoffs))
 
 
 def _threads(config: Config, bench: Workbench, student: Potential, data: RunData, stored: int) -> int:

@@ -18,6 +18,7 @@ from fastkd.config import LossConfig, TrainConfig
 from fastkd.data.batch import Batch
 from fastkd.distill import Terms
 from fastkd.engine.ema import Average
+from fastkd.engine.timing import OFF, StepTimer
 from fastkd.errors import TrainingError
 from fastkd.models.base import Potential, Prediction
 from fastkd.teachers import TeacherOutput
@@ -84,6 +85,7 @@ class Trainee:
     average: Average
     loss: LossConfig
     clip: float
+    timer: StepTimer = OFF  #: measures the parts of a step, when asked to
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,31 +114,38 @@ def train_step(trainee: Trainee, batch: Batch, rate: float, step: int) -> StepRe
         TrainingError: if the loss or the gradient is not finite; the weights then are those of before the step (on an
             accelerator they may be a few steps further, the checkpoint is not).
     """
-    losses, total, force_error = batch_loss(trainee, batch)
+    losses, total, force_error = batch_loss(trainee, batch, step)
     for parameter in trainee.parameters:
         parameter.grad = None
-    total.backward()  # type: ignore[no-untyped-call]
+    with trainee.timer.part("backward"):
+        total.backward()  # type: ignore[no-untyped-call]
     # 0 means no clipping, but the norm is wanted anyway: it shows trouble first
     limit = trainee.clip or math.inf
-    norm = nn.utils.clip_grad_norm_(trainee.parameters, limit, foreach=True)
+    with trainee.timer.part("optimiser"):
+        norm = nn.utils.clip_grad_norm_(trainee.parameters, limit, foreach=True)
     if batch.positions.device.type == "cpu" or step % ACCELERATOR_LOOKS == 0:
         require_finite(losses, norm, step)
     for group in trainee.optimizer.param_groups:
         group["lr"] = rate
-    trainee.optimizer.step()
-    trainee.average.update()
+    with trainee.timer.part("optimiser"):
+        trainee.optimizer.step()
+        trainee.average.update()
     return StepResult(losses, norm.detach(), force_error)
 
 
-def batch_loss(trainee: Trainee, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Raw losses by name (detached), the weighted total to differentiate, and the force error on labels."""
-    targets = trainee.teacher(batch) if trainee.teacher is not None else None
-    prediction = trainee.student(batch, forces=True)
-    labels = label_loss(prediction, batch, trainee.loss)
+def batch_loss(trainee: Trainee, batch: Batch, step: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Raw losses by name (detached), the total weighted for a step to differentiate, and the force error on labels."""
+    with trainee.timer.part("teacher"):
+        targets = trainee.teacher(batch) if trainee.teacher is not None else None
+    seen = batch if trainee.terms is None or targets is None else trainee.terms.student_batch(batch, targets)
+    with trainee.timer.part("student"):
+        prediction = trainee.student(seen, forces=True)
+    with trainee.timer.part("labels"):
+        labels = label_loss(prediction, batch, trainee.loss)
     losses = {"energy": labels.energy.detach(), "forces": labels.forces.detach()}
     total = labels.total.double()
-    if trainee.terms is not None and targets is not None:
-        for name, term in trainee.terms(prediction, targets, batch).items():
+    if trainee.terms is not None:
+        for name, term in trainee.terms(prediction, targets, batch, step).items():
             losses[f"kd_{name}"] = term.raw.detach()
             total = total + term.weighted
     losses["total"] = total.detach()

@@ -83,7 +83,7 @@ def run_label(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             restart=args.restart,
         )
-        with _bar(Path(args.source).name) as progress:
+        with progress_bar(Path(args.source).name) as progress:
             report = label_file(source, args.out, teacher, options, progress)
     failed = f", {len(report.failed)} failed ({', '.join(map(str, report.failed[:5]))}…)" if report.failed else ""
     print(
@@ -154,7 +154,7 @@ def _first(data: Any, teacher: BaseTeacher, count: int) -> Batch:
 
 
 @contextlib.contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(name: str) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield None

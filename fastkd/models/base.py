@@ -6,9 +6,9 @@ A model predicts an energy per atom; the sum over a graph plus fixed per-element
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Literal, Self
 
 import torch
@@ -26,6 +26,9 @@ MAX_ATOMIC_NUMBER = 118
 ForceMode = Literal["conservative", "direct"]
 FeatureKind = Literal["node", "edge", "vector", "atom_energy"]
 
+#: The layer whose features `Features` holds under their own names; see `Features.at` for the others.
+FINAL = "final"
+
 
 @dataclass(frozen=True, eq=False)
 class EdgeGraph:
@@ -34,6 +37,15 @@ class EdgeGraph:
     csr: CSRGraph
     direction: Tensor  #: [n_edges, 3], unit vectors from source to target, in the order of ``csr``
     length: Tensor  #: [n_edges] Å
+    shift: Tensor  #: [n_edges, 3] int64, periodic image of the source
+
+
+@dataclass(frozen=True, eq=False)
+class BlockOutput:
+    """What one output block of a model made, before the last linear layer: x_E of atoms and, where there is one, x_F of edges."""
+
+    node: Tensor  #: [n_atoms, c]
+    edge: Tensor | None = None  #: [n_edges, c_edge], in the order of `Features.edge`
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +63,33 @@ class Features:
     layers: tuple[Tensor, ...] = ()  #: each [n_atoms, c]
     vector_layers: tuple[Tensor, ...] = ()  #: each [n_atoms, 3, c], zero before the first block
     edge_graph: EdgeGraph | None = None  #: whose edges ``edge`` belongs to; None: those of the batch's graph
+    edge_layers: tuple[Callable[[], Tensor] | None, ...] = ()  #: each gives [n_edges, c]; None where there is none, or it was not kept
+    outputs: tuple[BlockOutput, ...] = ()  #: of every output block, that of the embedding first
+    mixing: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  #: embeddings of atoms of equal width, see `Potential.mixing`
 
     @cached_property
     def edge(self) -> Tensor | None:
         """[n_edges, c], or None if the model has no edge feature."""
         return None if self.compute_edge is None else self.compute_edge()
+
+    def at(self, kind: str, layer: str = FINAL) -> Tensor | None:
+        """The feature of a kind (``node``, ``edge``, ``vector``) at a layer, or None if the model has none there.
+
+        Args:
+            kind: of the feature.
+            layer: ``final``; ``regular_k``, the embeddings after block k (0: before the first); ``x_k``, what output block k made.
+        """
+        if layer == FINAL:
+            final: Tensor | None = getattr(self, kind)
+            return final
+        stack, number = split_layer(layer)
+        if stack == "x":
+            return getattr(self.outputs[number], kind, None) if number < len(self.outputs) else None
+        if kind == "edge":
+            compute = self.edge_layers[number] if number < len(self.edge_layers) else None
+            return None if compute is None else compute()
+        layers = self.vector_layers if kind == "vector" else self.layers
+        return layers[number] if number < len(layers) else None
 
     def detach(self) -> Features:
         """The same numbers without autograd's graph."""
@@ -66,8 +100,23 @@ class Features:
             vector=_detached(self.vector),
             layers=tuple(layer.detach() for layer in self.layers),
             vector_layers=tuple(layer.detach() for layer in self.vector_layers),
-            edge_graph=None if own is None else EdgeGraph(own.csr, own.direction.detach(), own.length.detach()),
+            edge_graph=None if own is None else EdgeGraph(own.csr, own.direction.detach(), own.length.detach(), own.shift),
+            edge_layers=tuple(None if layer is None else partial(_detached_result, layer) for layer in self.edge_layers),
+            outputs=tuple(BlockOutput(item.node.detach(), _detached(item.edge)) for item in self.outputs),
+            mixing={name: tuple(layer.detach() for layer in layers) for name, layers in self.mixing.items()},
         )
+
+
+def split_layer(layer: str) -> tuple[str, int]:
+    """``regular_2`` → ("regular", 2), ``x_0`` → ("x", 0).
+
+    Raises:
+        ValueError: for any other name.
+    """
+    stack, _, number = layer.rpartition("_")
+    if stack not in ("regular", "x") or not number.isdecimal():
+        raise ValueError(f"{layer!r} is no layer: final, regular_k or x_k with k = 0, 1, …")
+    return stack, int(number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +167,10 @@ class Potential(nn.Module):
     options: Any
     #: how radial filters are tabulated; None in models that have none
     tables: FilterTables | None = None
+    #: layers (see `Features.at`) whose *edge* features the model holds on to: each is as large as anything in it, so none by default
+    kept_layers: frozenset[str] = frozenset()
+    #: whether it takes any graph in place of that of its cutoff, as e2e with ``edges: teacher`` needs
+    takes_any_graph = False
 
     def __init__(self, cutoff: float, force_mode: ForceMode = "conservative") -> None:
         super().__init__()
@@ -149,6 +202,34 @@ class Potential(nn.Module):
     def num_blocks(self) -> int:
         """Interaction blocks; features of block k, counted from 1, are ``layers[k]`` and ``vector_layers[k]``."""
         raise NotImplementedError
+
+    @property
+    def edge_rule(self) -> str:
+        """Which edges its edge features belong to, in words that are equal for models with the same edges."""
+        return f"all neighbours within {self.cutoff:g} Å"
+
+    @property
+    def layer_widths(self) -> dict[str, dict[FeatureKind, int]]:
+        """Channels of each feature by layer, see `Features.at`: ``final``, and as far as the model has them ``regular_k`` and ``x_k``.
+
+        Edge features of layers that are costly to hold on to are there only after the layer was named in ``kept_layers``.
+        """
+        final = self.feature_widths
+        widths: dict[str, dict[FeatureKind, int]] = {FINAL: final}
+        for number in range(self.num_blocks + 1):
+            widths[f"regular_{number}"] = {"node": final["node"]}
+            if number and "vector" in final:
+                widths[f"regular_{number}"]["vector"] = final["vector"]
+        return widths
+
+    @property
+    def mixing(self) -> dict[str, tuple[int, int]]:
+        """Sets of embeddings of atoms that knowledge mixing may pull together: name → how many, and their channels.
+
+        The first is the default. ``blocks`` are the embeddings after each block, ``embedding_blocks`` those and the one before the first.
+        """
+        width = self.feature_widths["node"]
+        return {"blocks": (self.num_blocks, width), "embedding_blocks": (self.num_blocks + 1, width)}
 
     def forward(self, batch: Batch, *, forces: bool = True, create_graph: bool | None = None) -> Prediction:
         """Energies, forces and features of a batch.
@@ -246,8 +327,22 @@ def _forces_from_edges(g: Tensor, graph: CSRGraph) -> Tensor:
     return edge_to_node(g, CSRGraph(*transpose(*graph.tensors))) - edge_to_node(g, graph)
 
 
+def block_mixing(layers: Sequence[Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    """`Features.mixing` of a model whose blocks each make an embedding of atoms, from ``layers`` with that before the first block."""
+    return {"blocks": tuple(layers[1:]), "embedding_blocks": tuple(layers)}
+
+
+def held(edge: Tensor, layer: str, kept: frozenset[str]) -> Callable[[], Tensor] | None:
+    """An entry of `Features.edge_layers`: the tensor if its layer is to be kept, else nothing that holds on to it."""
+    return (lambda: edge) if layer in kept else None
+
+
 def _detached(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.detach()
+
+
+def _detached_result(compute: Callable[[], Tensor]) -> Tensor:
+    return compute().detach()
 
 
 def _symbol(atomic_number: int) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fastkd.data.batch import Batch
 
-from .base import MAX_ATOMIC_NUMBER, EdgeGraph, FeatureKind, Features, Potential, Readout
+from .base import MAX_ATOMIC_NUMBER, BlockOutput, EdgeGraph, FeatureKind, Features, Potential, Readout, held
 from .layers import SiLU, SphericalRadial, first_order_geometry, legendre, node_to_edge, safe_length
 from .layers.blocks import Blocks
 from .ocp_graph import limited_graph
@@ -170,17 +170,19 @@ class OutputBlock(nn.Module):
         if options.output_init == "zeros":
             nn.init.zeros_(self.last.weight)
 
-    def forward(self, x: Tensor, basis: Tensor, graph: CSRGraph) -> Tensor:
-        """[n_edges, width], [n_edges, radial] → [n_atoms, output_width], what the last layer sees."""
-        out: Tensor = self.dense(self.up(gated_edge_to_node(x, basis, self.gate.weight, graph)))
-        return out
+    def forward(self, x: Tensor, basis: Tensor, graph: CSRGraph) -> tuple[Tensor, Tensor]:
+        """[n_edges, width], [n_edges, radial] → [n_atoms, output_width], what the last layer sees, and the sum before, [n_atoms, width]."""
+        total = gated_edge_to_node(x, basis, self.gate.weight, graph)
+        return self.dense(self.up(total)), total
 
 
 class DimeNetPP(Potential):
     """DimeNet++ with conservative forces.
 
     Features: layers, the input of the last layer of each output block, that of the embedding first; node, the last of these; edge, the
-    messages after the last interaction.
+    messages after the last interaction. The model has no embeddings of atoms besides its output blocks', so that ``regular_k`` and
+    ``x_k`` name the same atoms; edges of ``regular_k`` are the messages. Mixing: ``outputs``, the layers; ``sums``, messages summed into
+    atoms, before they are widened.
     """
 
     def __init__(self, options: DimeNetPPOptions | None = None) -> None:
@@ -203,6 +205,24 @@ class DimeNetPP(Potential):
         return {"node": self.options.output_width, "edge": self.options.width, "atom_energy": 1}
 
     @property
+    def edge_rule(self) -> str:
+        limit = self.options.max_neighbors
+        return f"the {limit} nearest neighbours within {self.cutoff:g} Å" if limit else super().edge_rule
+
+    @property
+    def layer_widths(self) -> dict[str, dict[FeatureKind, int]]:
+        widths = super().layer_widths
+        for number in range(self.num_blocks + 1):
+            widths[f"x_{number}"] = {"node": self.options.output_width}
+            widths[f"regular_{number}"]["edge"] = self.options.width
+        return widths
+
+    @property
+    def mixing(self) -> dict[str, tuple[int, int]]:
+        number = self.num_blocks + 1
+        return {"outputs": (number, self.options.output_width), "sums": (number, self.options.width)}
+
+    @property
     def num_blocks(self) -> int:
         return self.options.layers
 
@@ -214,13 +234,25 @@ class DimeNetPP(Potential):
         length, radial, angular = self._geometry(edge_vector, triplets)
         basis = self._distance_basis(length)
         x: Tensor = self.embed(self.embedding(batch.atomic_numbers), basis, csr)
-        layers = [self.outputs[0](x, basis, csr)]
-        for block, output in zip(self.interactions, self.outputs[1:], strict=True):
+        first, total = self.outputs[0](x, basis, csr)
+        layers, sums, edge_layers = [first], [total], [held(x, "regular_0", self.kept_layers)]
+        for number, (block, output) in enumerate(zip(self.interactions, self.outputs[1:], strict=True), 1):
             x = block(x, basis, radial, angular, triplets)
-            layers.append(output(x, basis, csr))
+            layer, total = output(x, basis, csr)
+            layers.append(layer)
+            sums.append(total)
+            edge_layers.append(held(x, f"regular_{number}", self.kept_layers))
         energies = torch.stack([output.last(layer) for output, layer in zip(self.outputs, layers, strict=True)])
-        own = None if kept is None else EdgeGraph(csr, edge_vector / length.unsqueeze(-1), length)
-        return Readout(energies.sum(0).squeeze(-1), None, Features(layers[-1], lambda: x, layers=tuple(layers), edge_graph=own))
+        features = Features(
+            layers[-1],
+            lambda: x,
+            layers=tuple(layers),
+            edge_graph=None if kept is None else EdgeGraph(csr, edge_vector / length.unsqueeze(-1), length, graph.edge_shift),
+            edge_layers=tuple(edge_layers),
+            outputs=tuple(BlockOutput(layer) for layer in layers),
+            mixing={"outputs": tuple(layers), "sums": tuple(sums)},
+        )
+        return Readout(energies.sum(0).squeeze(-1), None, features)
 
     def _geometry(self, edge_vector: Tensor, triplets: TripletIndex | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Lengths [n_edges], radial rows [n_edges, degrees, radial] and polynomials [n_triplets, degrees] of the angles' cosines."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastkd.data.batch import Batch
 
-from .base import Features, Readout
+from .base import Features, Readout, block_mixing
 from .layers.blocks import Blocks
 from .layers.multiplex import EdgeMLP, Residual, mlp, sum_at_target, sum_over_paths
 from .multiplex import Bonds, GlobalEdges, Multiplex, MultiplexOptions
@@ -78,8 +78,8 @@ class LocalLayer(nn.Module):
         self.head = mlp(width, width, width, width)
         self.energy = nn.Linear(width, 1)
 
-    def forward(self, x: Tensor, bonds: Bonds) -> tuple[Tensor, Tensor]:
-        """[n_atoms, width] → the same, and energies [n_atoms]."""
+    def forward(self, x: Tensor, bonds: Bonds) -> tuple[Tensor, Tensor, Tensor]:
+        """[n_atoms, width] → the same, what the output layers make of it, and energies [n_atoms]."""
         assert bonds.two_hop is not None
         graph, h = bonds.atoms, self.before(x)
         sent = self.two_hop(h, self.two_hop.of_edges(bonds.rows), graph) * bonds.gate(self.two_hop_gate)
@@ -88,13 +88,15 @@ class LocalLayer(nn.Module):
         sent = self.one_hop(m) * bonds.gate(self.one_hop_gate)
         m = self.own_second(m) + sum_over_paths(sent, self.one_hop_filter(bonds.one_hop), bonds.graph.one_hop)
         h = self.update(sum_at_target(m * bonds.gate(self.gate), graph), x)
-        return h, self.energy(self.head(h)).squeeze(-1)
+        head = self.head(h)
+        return h, head, self.energy(head).squeeze(-1)
 
 
 class MXMNet(Multiplex):
     """MXMNet with conservative forces; the energy is the sum of all local layers' outputs.
 
-    Features: node, the embedding after the last local layer; edge, the messages of the last global layer's second pass.
+    Features: node, the embedding after the last local layer; edge, the messages of the last global layer's second pass. Mixing: ``blocks``,
+    after each local layer; ``planes``, after each global and each local layer; ``outputs``, what is made of local ones before the energy.
     """
 
     options: MXMNetOptions
@@ -105,17 +107,27 @@ class MXMNet(Multiplex):
         self.global_layers = Blocks(GlobalLayer(options.width) for _ in range(options.layers))
         self.local_layers = Blocks(LocalLayer(options.width) for _ in range(options.layers))
 
+    @property
+    def mixing(self) -> dict[str, tuple[int, int]]:
+        layers, width = self.options.layers, self.options.width
+        return super().mixing | {"planes": (2 * layers, width), "outputs": (layers, width)}
+
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
         edges, bonds = self.planes(batch, edge_vector)
         h: Tensor = self.embedding(batch.atomic_numbers)
-        layers, atom_energy, messages = [h], h.new_zeros(h.shape[0]), None
+        layers, planes, outputs = [h], [], []
+        atom_energy, messages = h.new_zeros(h.shape[0]), None
         for global_layer, local_layer in zip(self.global_layers, self.local_layers, strict=True):
             h, *inputs = global_layer(h, edges)
             messages = partial(_messages, global_layer.message, inputs, edges.graph.csr)
-            h, energy = local_layer(h, bonds)
+            planes.append(h)
+            h, head, energy = local_layer(h, bonds)
+            planes.append(h)
             layers.append(h)
+            outputs.append(head)
             atom_energy = atom_energy + energy
-        return Readout(atom_energy, None, Features(h, messages, layers=tuple(layers)))
+        mixing = block_mixing(layers) | {"planes": tuple(planes), "outputs": tuple(outputs)}
+        return Readout(atom_energy, None, Features(h, messages, layers=tuple(layers), mixing=mixing))
 
 
 def _messages(message: EdgeMLP, inputs: list[Tensor], graph: CSRGraph) -> Tensor:

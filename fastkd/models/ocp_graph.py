@@ -13,6 +13,10 @@ from torch import Tensor
 from fastkd.data.batch import NeighborGraph
 
 
+class GivenGraph(NeighborGraph):
+    """Edges that a model takes as they are: no limit of its own cuts them again. The teacher's, for one, handed to a student."""
+
+
 def ocp_graph(positions: Tensor, cell: Tensor, natoms: Tensor, cutoff: float, max_neighbors: int, *, symmetric: bool) -> NeighborGraph:
     """Neighbour graph of structures laid end to end, periodic in three directions.
 
@@ -57,14 +61,15 @@ def limited_graph(graph: NeighborGraph, edge_vector: Tensor, max_neighbors: int,
         symmetric: as in `ocp_graph`.
 
     Returns:
-        The graph, and the numbers of its edges in the whole graph, ascending; None if no atom has more neighbours than it may keep.
+        The graph, and the numbers of its edges in the whole graph, ascending; None if no atom has more neighbours than it may keep, or
+        the graph is a `GivenGraph`.
 
     Raises:
         ValueError: if ``symmetric`` is asked of a graph some of whose edges have no reverse.
     """
     csr = graph.csr
     counts = csr.edge_ptr.diff()
-    if max_neighbors <= 0 or graph.num_edges == 0 or int(counts.max()) <= max_neighbors:
+    if isinstance(graph, GivenGraph) or max_neighbors <= 0 or graph.num_edges == 0 or int(counts.max()) <= max_neighbors:
         return graph, None
     kept = _nearest(edge_vector.detach().square().sum(1), csr.edge_dst, counts, max_neighbors)
     if symmetric:

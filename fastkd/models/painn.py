@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from fastkd.data.batch import Batch, NeighborGraph
 
-from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, ForceMode, Potential, Readout
+from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, ForceMode, Potential, Readout, block_mixing
 from .layers import (
     Activation,
     BasisKind,
@@ -151,6 +151,7 @@ class PaiNN(Potential):
     """PaiNN with conservative or direct forces. Features: node and vector after the last update, edge vᵢ·vⱼ per channel."""
 
     tables: FilterTables
+    takes_any_graph = True
     scales: Tensor  #: OCP's fitted factor of each layer
 
     def __init__(self, options: PaiNNOptions | None = None) -> None:
@@ -183,6 +184,13 @@ class PaiNN(Potential):
         return {"node": width, "edge": width, "vector": width, "atom_energy": 1}
 
     @property
+    def layer_widths(self) -> dict[str, dict[FeatureKind, int]]:
+        widths = super().layer_widths
+        for number in range(1, self.num_blocks + 1):
+            widths[f"regular_{number}"]["edge"] = self.options.width
+        return widths
+
+    @property
     def num_blocks(self) -> int:
         return self.options.layers
 
@@ -206,7 +214,17 @@ class PaiNN(Potential):
             layers.append(scalar)
             vector_layers.append(vector)
 
-        features = Features(scalar, lambda: _edge_dot(vector_layers[-1], graph.csr), vector, tuple(layers), tuple(vector_layers))
+        # messages of zero layers leave no vectors: nothing to take products of before the first block
+        edges = (None, *(partial(_edge_dot, layer, graph.csr) for layer in vector_layers[1:]))
+        features = Features(
+            scalar,
+            lambda: _edge_dot(vector_layers[-1], graph.csr),
+            vector,
+            layers=tuple(layers),
+            vector_layers=tuple(vector_layers),
+            edge_layers=edges,
+            mixing=block_mixing(layers),
+        )
         return Readout(self.energy_head(scalar).squeeze(-1), self._direct_forces(scalar, vector), features)
 
     def _messages(self, edge_vector: Tensor, graph: NeighborGraph, *, carried: bool) -> list[Message]:

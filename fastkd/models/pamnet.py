@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fastkd.data.batch import Batch
 
-from .base import Features, Readout
+from .base import Features, Readout, block_mixing
 from .layers.blocks import Blocks
 from .layers.multiplex import EdgeMLP, Residual, mlp, sum_at_target, sum_over_paths
 from .multiplex import Bonds, GlobalEdges, Multiplex, MultiplexOptions
@@ -45,11 +45,11 @@ class Block(nn.Module):
         self.attention = nn.Linear(width, 1, bias=False)
         nn.init.xavier_uniform_(self.attention.weight)
 
-    def update(self, h: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[n_atoms, width] both → the same, energies [n_atoms, 1], scores [n_atoms, 1]."""
+    def update(self, h: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[n_atoms, width] both → the same, what the output layers make of it, energies [n_atoms, 1], scores [n_atoms, 1]."""
         x = self.third(self.second(self.first(self.after(h)) + before))
         head = self.head(x)
-        return x, self.energy(head), self.attention(head)
+        return x, head, self.energy(head), self.attention(head)
 
 
 class GlobalLayer(Block):
@@ -66,7 +66,7 @@ class GlobalLayer(Block):
         h: Tensor = self.before(x)
         return h, self.message(h, part, edges.graph.csr) * gate
 
-    def forward(self, x: Tensor, edges: GlobalEdges) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, edges: GlobalEdges) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `Block.update`."""
         h, message = self.messages(x, edges)
         return self.update(h + sum_at_target(message, edges.graph.csr), x)
@@ -81,7 +81,7 @@ class LocalLayer(Block):
         self.path_filter = mlp(width, width, width)
         self.path_gate, self.gate = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, bonds: Bonds) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, bonds: Bonds) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `Block.update`."""
         graph, h = bonds.atoms, self.before(x)
         sent = self.neighbor(h, self.neighbor.of_edges(bonds.rows), graph) * bonds.gate(self.path_gate)
@@ -95,7 +95,9 @@ class LocalLayer(Block):
 class PAMNet(Multiplex):
     """PAMNet with conservative forces; in each block attention weighs the energies of both planes (eq. 9 and 10).
 
-    Features: node, the embedding after the last local layer; edge, the messages of the last global layer.
+    Features: node, the embedding after the last local layer; edge, the messages of the last global layer. Mixing: ``blocks``, after each
+    local layer; ``planes``, after each global and each local layer; ``outputs`` and ``plane_outputs``, what is made of these before the
+    energies and attention.
     """
 
     options: PAMNetOptions
@@ -106,18 +108,31 @@ class PAMNet(Multiplex):
         self.global_layers = Blocks(GlobalLayer(options.width) for _ in range(options.layers))
         self.local_layers = Blocks(LocalLayer(options.width) for _ in range(options.layers))
 
+    @property
+    def mixing(self) -> dict[str, tuple[int, int]]:
+        layers, width = self.options.layers, self.options.width
+        more = {"planes": (2 * layers, width), "outputs": (layers, width), "plane_outputs": (2 * layers, width)}
+        return super().mixing | more
+
     def represent(self, batch: Batch, edge_vector: Tensor) -> Readout:
         edges, bonds = self.planes(batch, edge_vector)
         x: Tensor = self.embedding(batch.atomic_numbers)
-        layers, atom_energy, messages = [x], x.new_zeros(x.shape[0]), None
+        layers, planes, outputs = [x], [], []
+        atom_energy, messages = x.new_zeros(x.shape[0]), None
         for global_layer, local_layer in zip(self.global_layers, self.local_layers, strict=True):
             messages = partial(_messages, global_layer, x, edges)
-            x, *of_global = global_layer(x, edges)
-            x, *of_local = local_layer(x, bonds)
+            x, head, *of_global = global_layer(x, edges)
+            planes.append(x)
+            outputs.append(head)
+            x, head, *of_local = local_layer(x, bonds)
+            planes.append(x)
             layers.append(x)
+            outputs.append(head)
             energy, score = (torch.cat(columns, -1) for columns in zip(of_global, of_local, strict=True))
             atom_energy = atom_energy + (energy * torch.softmax(self._leaky(score), -1)).sum(-1)
-        return Readout(atom_energy, None, Features(x, messages, layers=tuple(layers)))
+        mixing = block_mixing(layers)
+        mixing |= {"planes": tuple(planes), "outputs": tuple(outputs[1::2]), "plane_outputs": tuple(outputs)}
+        return Readout(atom_energy, None, Features(x, messages, layers=tuple(layers), mixing=mixing))
 
     def _leaky(self, score: Tensor) -> Tensor:
         """Leaky ReLU of slope 0.2; its kink makes forces jump where a score is zero, so the smooth option rounds it off."""

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from fastkd.data.batch import Batch, NeighborGraph
 
-from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, Potential, Readout
+from .base import MAX_ATOMIC_NUMBER, FeatureKind, Features, Potential, Readout, block_mixing
 from .layers import (
     BasisKind,
     ElementTable,
@@ -205,7 +205,7 @@ class SchNet(Potential):
         if self.options.readout == "mean":
             atoms = (batch.atom_ptr[1:] - batch.atom_ptr[:-1]).to(atom_energy.dtype)
             atom_energy = atom_energy / atoms[batch.graph_index]
-        return Readout(atom_energy, None, Features(scalar, layers=tuple(layers)))
+        return Readout(atom_energy, None, Features(scalar, layers=tuple(layers), mixing=block_mixing(layers)))
 
     def _convolutions(self, length: Tensor, graph: NeighborGraph, *, carried: bool) -> list[Callable[[Tensor], Tensor]]:
         """One per block, [n_atoms, filters] → the same."""

@@ -2,6 +2,7 @@
 
 The teacher is frozen and structures do not change, so after one pass a step costs a gather instead of a forward pass. What is kept
 are energies, forces and features *per atom*; edge features are reduced into atoms first, because no student takes part in that sum.
+Only where a term compares edges with edges (e2e) are they kept as they are, with the edges that they belong to.
 
 What a batch gets back is, to the bit, what the teacher said about each structure when the cache was built. Batches are gathered, not
 computed, so that neither the order of steps nor a resume can change a bit; a live teacher may differ in the last digit between batches
@@ -16,17 +17,61 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+from fastkd_kernels import CSRGraph
 from torch import Tensor
 
 from fastkd.data.batch import Batch
 from fastkd.errors import CheckpointError, DataError
 from fastkd.teachers.base import BaseTeacher, TeacherCost
-from fastkd.teachers.output import Need, TeacherOutput
+from fastkd.teachers.output import Need, TeacherOutput, split_need
 
-_PER_ATOM = ("forces", "atom_energy", "node", "vector", "edge_sum", "edge_vector_sum", "degree")
+#: Kept by structure; edges by edge; all else by atom.
 _PER_STRUCTURE = ("energy", "graph_feature", "stress")
+
+
+@dataclass(frozen=True, eq=False)
+class KeptEdges:
+    """The teacher's edges of every structure, structure after structure; atoms are counted within each."""
+
+    start: Tensor  #: [structures + 1] int64, first edge of each structure
+    src: Tensor  #: [edges] int64
+    dst: Tensor  #: [edges] int64, rising within a structure
+    shift: Tensor  #: [edges, 3] int64
+    direction: Tensor  #: [edges, 3]
+
+    @classmethod
+    def join(cls, parts: list[tuple[Batch, TeacherOutput]]) -> KeptEdges:
+        """From the outputs for all batches, in their order."""
+        counts, src, dst, shift, direction = [], [], [], [], []
+        for batch, output in parts:
+            graph = output.graph
+            if graph is None or output.edge_shift is None or output.edge_direction is None:
+                raise ValueError("the teacher gave edge features without their edges")
+            first = batch.atom_ptr[batch.graph_index[graph.edge_dst]]
+            counts.append(graph.edge_ptr[batch.atom_ptr].diff())
+            src.append(graph.edge_src - first)
+            dst.append(graph.edge_dst - first)
+            shift.append(output.edge_shift)
+            direction.append(output.edge_direction)
+        start = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0))
+        return cls(start, torch.cat(src), torch.cat(dst), torch.cat(shift), torch.cat(direction))
+
+    def of(self, slots: Tensor, batch: Batch) -> tuple[Tensor, CSRGraph]:
+        """Rows [n_edges] of the edges of some structures, and the graph that these make in a batch."""
+        counts = self.start[slots + 1] - self.start[slots]
+        ptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        place = torch.repeat_interleave(counts)
+        rows = (self.start[slots] - ptr[:-1])[place] + torch.arange(place.shape[0], device=place.device)
+        first = batch.atom_ptr[:-1][place]
+        return rows, CSRGraph.from_edges(self.src[rows] + first, self.dst[rows] + first, batch.num_atoms)
+
+    def to(self, device: torch.device | str) -> KeptEdges:
+        """The same on another device."""
+        return KeptEdges(*(getattr(self, item.name).to(device) for item in fields(self)))
 
 
 class CachedTeacher:
@@ -44,6 +89,7 @@ class CachedTeacher:
         positions: Tensor,
         values: dict[str, Tensor],
         cost: TeacherCost,
+        edges: KeptEdges | None = None,
     ) -> None:
         self.teacher_hash = teacher_hash
         self.dataset_hash = dataset_hash
@@ -54,6 +100,7 @@ class CachedTeacher:
         self._atom_start = atom_start  # [structures + 1] int64
         self._positions = positions  # [atoms, 3] Å, to notice a moved structure
         self._values = values
+        self._edges = edges
 
     @classmethod
     def build(cls, teacher: BaseTeacher, needs: frozenset[Need], batches: Iterable[Batch], *, dataset_hash: str) -> CachedTeacher:
@@ -71,13 +118,17 @@ class CachedTeacher:
         started, live = time.perf_counter(), TeacherCost()
         structures, positions, counts = [], [], []
         parts: dict[str, list[Tensor]] = {}
+        graphs: list[tuple[Batch, TeacherOutput]] = []
+        with_edges = any(split_need(need)[0] == "edge" for need in needs)
         for batch in batches:
             output = live.measured(teacher, batch, needs)
             structures.append(batch.structure_index)
             positions.append(batch.positions.detach())
             counts.append(batch.atom_ptr.diff())
             for need in needs:
-                parts.setdefault(need, []).append(getattr(output, need))
+                parts.setdefault(need, []).append(_had(output.get(need), need))
+            if with_edges:
+                graphs.append((batch, output))
         if not structures:
             raise DataError("there is no structure to ask the teacher about; the training split is empty")
         index = torch.cat(structures)
@@ -87,7 +138,9 @@ class CachedTeacher:
             raise DataError("a structure was handed to the teacher's cache twice")
         atom_start = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0))
         values = {name: torch.cat(tensors) for name, tensors in parts.items()}
+        edges = KeptEdges.join(graphs) if with_edges else None
         kept = [slot, atom_start, torch.cat(positions), *values.values()]
+        kept += [] if edges is None else [getattr(edges, item.name) for item in fields(edges)]
         cost = TeacherCost(
             seconds=time.perf_counter() - started,
             structures=len(index),
@@ -105,6 +158,7 @@ class CachedTeacher:
             positions=kept[2],
             values=values,
             cost=cost,
+            edges=edges,
         )
 
     def require(self, *, teacher_hash: str, dataset_hash: str, needs: frozenset[Need]) -> None:
@@ -136,10 +190,19 @@ class CachedTeacher:
         )
         if batch.positions.device.type == "cpu":
             self._check_geometry(batch, slots, atoms)
-        gathered = {name: self._values[name].index_select(0, atoms) for name in _PER_ATOM if name in self._values}
-        gathered |= {name: self._values[name].index_select(0, slots) for name in _PER_STRUCTURE if name in self._values}
-        graph = None if self.cutoff is None else batch.graphs.get(self.cutoff)
-        return TeacherOutput(graph=None if graph is None else graph.csr, cutoff=self.cutoff, **gathered)
+        found = None if self.cutoff is None else batch.graphs.get(self.cutoff)
+        graph = None if found is None else found.csr
+        more: dict[str, Any] = {}
+        rows = None
+        if self._edges is not None:
+            rows, graph = self._edges.of(slots, batch)
+            more = {"edge_direction": self._edges.direction[rows], "edge_shift": self._edges.shift[rows]}
+        for need, value in self._values.items():
+            name = split_need(need)[0]
+            row = slots if name in _PER_STRUCTURE else atoms
+            more[need] = value.index_select(0, rows if name == "edge" and rows is not None else row)
+        layers = {need: more.pop(need) for need in list(more) if "@" in need}
+        return TeacherOutput(graph=graph, cutoff=self.cutoff, layers=layers, **more)
 
     def _slots(self, batch: Batch) -> Tensor:
         index = batch.structure_index
@@ -170,4 +233,11 @@ class CachedTeacher:
             positions=self._positions.to(device),
             values={name: tensor.to(device) for name, tensor in self._values.items()},
             cost=self.cost,
+            edges=None if self._edges is None else self._edges.to(device),
         )
+
+
+def _had(value: Tensor | None, need: Need) -> Tensor:
+    if value is None:
+        raise ValueError(f"the teacher was asked for {need} and did not give it")
+    return value

@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 import hashlib
-from typing import Self
+from typing import Self, cast
 
 import torch
 from fastkd_kernels import CSRGraph, edge_to_node, edge_to_node_both, edge_to_node_vector
@@ -18,7 +18,10 @@ from torch import Tensor
 from fastkd.data.batch import Batch, NeighborGraph
 from fastkd.models import Features, Potential
 from fastkd.teachers.base import BaseTeacher, TeacherCost
-from fastkd.teachers.output import Need, Offer, TeacherOutput
+from fastkd.teachers.output import Need, NeedName, Offer, TeacherOutput, at_layer, split_need
+
+#: What a model's features give.
+_FEATURES = frozenset({"node", "vector", "edge", "edge_sum", "edge_vector_sum"})
 
 
 def state_hash(model: torch.nn.Module) -> str:
@@ -101,32 +104,56 @@ class Teacher(BaseTeacher):
 
     def _ask(self, batch: Batch, needs: frozenset[Need]) -> TeacherOutput:
         with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
+            self.potential.kept_layers = frozenset(layer for _, layer in map(split_need, needs))
             prediction = self.potential(batch, forces="forces" in needs, create_graph=False)
             features = prediction.features
             own = features.edge_graph
             graph = batch.graph(self.cutoff).csr if own is None else own.csr
+            found = self._features(batch, features, needs)
             return TeacherOutput(
                 energy=prediction.energy if "energy" in needs else None,
                 forces=prediction.forces if "forces" in needs else None,
                 atom_energy=prediction.atom_energy if "atom_energy" in needs else None,
-                node=features.node if "node" in needs else None,
-                vector=features.vector if "vector" in needs else None,
                 degree=graph.edge_ptr.diff() if "degree" in needs else None,
                 graph=graph,
                 cutoff=self.cutoff,
-                **self._edges(batch, features, needs),
+                layers={need: value for need, value in found.items() if "@" in need},
+                **{name: value for name, value in found.items() if "@" not in name},
             )
 
-    def _edges(self, batch: Batch, features: Features, needs: frozenset[Need]) -> dict[str, Tensor | None]:
-        if not needs & {"edge_sum", "edge_vector_sum"}:
-            return {}
-        if features.edge is None:
-            raise ValueError(f"{self.offer.name} offers no edge features, but {sorted(needs)} was asked of it")
+    def _features(self, batch: Batch, features: Features, needs: frozenset[Need]) -> dict[str, Tensor]:
+        """Features by need, and with edges their directions and images."""
+        found: dict[str, Tensor] = {}
+        direction: Tensor | None = None
+        for layer in sorted({layer for name, layer in map(split_need, needs) if name in _FEATURES}):
+            asked = {name for name, where in map(split_need, needs) if where == layer and name in _FEATURES}
+            for kind in sorted(asked & {"node", "vector"}):
+                found[_need(kind, layer)] = self._have(features.at(kind, layer), kind, layer)
+            sums = asked - {"node", "vector"}
+            if not sums:
+                continue
+            edge = self._have(features.at("edge", layer), "edge", layer)
+            graph, shift, direction = self._edge_graph(batch, features, direction)
+            parts = edges_to_atoms(edge, graph, direction, frozenset(sums))
+            found |= {_need(name, layer): value for name, value in parts.items() if value is not None and name != "edge_direction"}
+            found |= {"edge_direction": direction, "edge_shift": shift}
+        return found
+
+    def _edge_graph(self, batch: Batch, features: Features, direction: Tensor | None) -> tuple[CSRGraph, Tensor, Tensor]:
         own = features.edge_graph
         if own is not None:
-            return edges_to_atoms(features.edge, own.csr, own.direction, needs)
+            return own.csr, own.shift, own.direction
         graph = batch.graph(self.cutoff)
-        return edges_to_atoms(features.edge, graph.csr, unit_vectors(batch, graph), needs)
+        return graph.csr, graph.edge_shift, unit_vectors(batch, graph) if direction is None else direction
+
+    def _have(self, value: Tensor | None, kind: str, layer: str) -> Tensor:
+        if value is None:
+            raise ValueError(f"{self.offer.name} offers no {kind} features at layer {layer}, but these were asked of it")
+        return value
+
+
+def _need(name: str, layer: str) -> Need:
+    return at_layer(cast("NeedName", name), layer)
 
 
 def unit_vectors(batch: Batch, graph: NeighborGraph) -> Tensor:
@@ -141,7 +168,7 @@ def edges_to_atoms(edge: Tensor, graph: CSRGraph, direction: Tensor, needs: froz
         total, vectors = edge_to_node_both(edge, direction, graph)
     elif "edge_sum" in needs:
         total = edge_to_node(edge, graph)
-    else:
+    elif "edge_vector_sum" in needs:
         vectors = edge_to_node_vector(edge, direction, graph)
     return {"edge": edge, "edge_direction": direction, "edge_sum": total, "edge_vector_sum": vectors}
 

@@ -36,7 +36,7 @@ from fastkd.teachers.hooks import Capture, Feature, Sizes
 from fastkd.teachers.output import CaptureKind, Need, Offer, TeacherOutput
 from fastkd.teachers.teacher import edges_to_atoms, state_hash, unit_vectors
 
-_EDGE_NEEDS = frozenset({"edge_sum", "edge_vector_sum"})
+_EDGE_NEEDS = frozenset({"edge", "edge_sum", "edge_vector_sum"})
 #: Largest relative change of a vector feature against its rotated self; far above rounding, far below a wrong layout.
 ROTATION_TOLERANCE = 0.05
 
@@ -170,7 +170,8 @@ class ModuleTeacher(BaseTeacher):
             self._require_turning(batch, values["vector"])
         if self.foreign.forces != "none" and "forces" not in outputs:
             raise ConfigError(f"{self.source}: forces are declared ({self.foreign.forces}), but none came; declare forces='none'")
-        self.offer = replace(self.offer, widths=widths, outputs=outputs)
+        rule = f"all neighbours within {self.cutoff:g} Å" if "edge" in widths and self.cutoff is not None else ""
+        self.offer = replace(self.offer, widths=widths, outputs=outputs, cutoff=self.cutoff, edge_rule=rule)
 
     def _refuse(self, batch: Batch) -> None:
         periodic = bool(batch.pbc.any())
@@ -246,7 +247,7 @@ class ModuleTeacher(BaseTeacher):
         }
         if "graph_feature" in needs:
             wanted["graph_feature"] = values.get("graph")
-        lacking = [name for name, value in wanted.items() if value is None]
+        lacking = [name for name, value in wanted.items() if value is None] + sorted(need for need in needs if "@" in need)
         if needs & _EDGE_NEEDS and "edge" not in values:
             lacking.append("edge")
         if lacking:
@@ -255,6 +256,7 @@ class ModuleTeacher(BaseTeacher):
         if graph is not None and needs & {*_EDGE_NEEDS, "degree"}:
             if needs & _EDGE_NEEDS:
                 wanted |= edges_to_atoms(values["edge"], graph.csr, unit_vectors(batch, graph), needs)
+                wanted["edge_shift"] = graph.edge_shift
             wanted["degree"] = graph.csr.edge_ptr.diff() if "degree" in needs else None
         return TeacherOutput(graph=None if graph is None else graph.csr, cutoff=self.cutoff, **wanted)
 

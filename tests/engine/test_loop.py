@@ -23,6 +23,10 @@ from .synthetic import make_job
 
 SILENT = Console(file=io.StringIO())
 TERMS = "distill.terms=[{kind: n2n}, {kind: v2v}, {kind: energy}, {kind: forces, weight: 10}, {kind: n2n, projection: mlp}]"
+SCHEDULED = (
+    "distill.terms=[{kind: lkm, weight: 2, weight_schedule: cosine, weight_from: 2, weight_until: 9}, {kind: e2e}, {kind: v2v_geometric}, "
+    "{kind: n2n, loss: cka, weight_start: 3, weight: 0, weight_schedule: step, weight_until: 7}]"
+)
 SCHEDULES = {
     "constant": ("train.schedule=constant",),
     "cosine": ("train.schedule=cosine",),
@@ -69,7 +73,7 @@ def test_loss_goes_down(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("terms", [(), (TERMS,), ("model.filters=table",)], ids=["alone", "distilled", "tables"])
+@pytest.mark.parametrize("terms", [(), (TERMS,), (SCHEDULED,), ("model.filters=table",)], ids=["alone", "distilled", "scheduled", "tables"])
 def test_resume_is_bitwise(tmp_path: Path, schedule: str, terms: tuple[str, ...]) -> None:
     options = (*SCHEDULES[schedule], *terms, "train.checkpoint_every=5")
     train(make_job(tmp_path / "whole", *options), SILENT)

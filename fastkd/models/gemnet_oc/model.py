@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastkd.data.batch import Batch
 
-from ..base import EdgeGraph, FeatureKind, Features, Potential, Readout
+from ..base import BlockOutput, EdgeGraph, FeatureKind, Features, Potential, Readout, block_mixing, held
 from ..layers import safe_length
 from .bases import AngularWeights, RadialBasis, TwoAngles, angular_basis, cosine, legendre
 from .graphs import EdgeSet, Graphs, Quadruplets, make_graphs
@@ -31,7 +31,8 @@ class GemNetOC(Potential):
 
     Features: ``node`` is what the global output layers make of all blocks' atoms (the last layer before the energy), ``edge`` what they
     make of all blocks' edges (the last layer before direct forces; with conservative forces, the edge embedding after the last block).
-    The edges are those of the model's main graph, given as ``features.edge_graph``. ``layers`` are the atom embeddings.
+    The edges are those of the model's main graph, given as ``features.edge_graph``. ``layers`` are the atom embeddings h and
+    ``edge_layers`` the edge embeddings m; ``outputs`` are x_E and, with direct forces, x_F of each output block.
     """
 
     def __init__(self, options: GemNetOCOptions | None = None) -> None:
@@ -64,6 +65,26 @@ class GemNetOC(Potential):
         return {"node": self.options.width, "edge": self.options.edge_width, "atom_energy": 1}
 
     @property
+    def edge_rule(self) -> str:
+        options = self.options
+        if not options.neighbors:
+            return f"all neighbours within {options.cutoff:g} Å"
+        strict = "strictly " if options.strict_neighbors else ""
+        return f"{strict}the {options.neighbors} nearest neighbours within {options.cutoff:g} Å, mirrored"
+
+    @property
+    def layer_widths(self) -> dict[str, dict[FeatureKind, int]]:
+        widths, atom, edge = super().layer_widths, self.options.width, self.options.edge_width
+        for number in range(self.num_blocks + 1):
+            widths[f"regular_{number}"]["edge"] = edge
+            widths[f"x_{number}"] = {"node": atom, "edge": edge} if self.force_mode == "direct" else {"node": atom}
+        return widths
+
+    @property
+    def mixing(self) -> dict[str, tuple[int, int]]:
+        return super().mixing | {"outputs": (self.num_blocks + 1, self.options.width)}
+
+    @property
     def num_blocks(self) -> int:
         return self.options.layers
 
@@ -80,18 +101,21 @@ class GemNetOC(Potential):
         atoms = self.embedding(batch.atomic_numbers - 1)
         edges = self.edge_embedding(atoms, radial, main)
         del radial
-        layers, atom_outs, edge_outs = [atoms], [], []
+        kept = self.kept_layers
+        layers, edge_layers, atom_outs, edge_outs = [atoms], [held(edges, "regular_0", kept)], [], []
         for number, output in enumerate(self.outputs):
             if number:
                 atoms, edges = self.blocks[number - 1](atoms, edges, bases, graphs, indices)
                 layers.append(atoms)
+                edge_layers.append(held(edges, f"regular_{number}", kept))
             atom_out, edge_out = output(atoms, edges, bases.output, main)
             atom_outs.append(atom_out)
             edge_outs.append(edge_out)
 
         # what is not needed any more is freed before the widest layers
-        del bases, indices, atom_out, edge_out
-        node = self.energy_mlp(_joined(atom_outs))
+        del bases, indices, edge_out
+        outputs = tuple(BlockOutput(out, edge_outs[k] if f"x_{k}" in kept else None) for k, out in enumerate(atom_outs))
+        node = self.energy_mlp(torch.cat(atom_outs, 1))
         atom_energy = self.energy_head(node).squeeze(-1)
         if self.options.readout == "mean":
             count = batch.atom_ptr.diff().to(atom_energy.dtype)
@@ -100,8 +124,16 @@ class GemNetOC(Potential):
         if self.force_mode == "direct":
             edges = self.force_mlp(_joined(edge_outs))
             forces = self._direct_forces(edges, main_direction, graphs)
-        edge_graph = EdgeGraph(main, main_direction, main_length)
-        features = Features(node, lambda: edges, layers=tuple(layers), edge_graph=edge_graph)
+        edge_graph = EdgeGraph(main, main_direction, main_length, graphs.main.shift)
+        features = Features(
+            node,
+            lambda: edges,
+            layers=tuple(layers),
+            edge_graph=edge_graph,
+            edge_layers=tuple(edge_layers),
+            outputs=outputs,
+            mixing=block_mixing(layers) | {"outputs": tuple(atom_outs)},
+        )
         return Readout(atom_energy, forces, features)
 
     def _direct_forces(self, edges: Tensor, direction: Tensor, graphs: Graphs) -> Tensor:
