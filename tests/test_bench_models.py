@@ -191,7 +191,7 @@ def test_goals_are_printed_beside_what_was_found():
 def test_losses_are_bold_in_the_table(tmp_path):
     times = {"median": 1.0, "low": 1.0, "high": 1.0}
     more = {"model": "M", "forces": "direct", "peer": "p", "kind": "package", "structures": "s", "atoms": 1, "edges": 2, "theirs": times}
-    more |= {"ours": times, "theirs_peak_bytes": 1, "ours_peak_bytes": 1, "error": {"float64": 0.0}, "ratio": 0.5}
+    more |= {"ours": times, "theirs_peak_bytes": 1, "ours_peak_bytes": 1, "error": {"float64": 0.0}, "ratio": 0.5, "repeats": 5}
     about = {"device": "d", "cores": 1, "versions": {"torch": "2"}, "commit": "c", "seed": 0}
     (tmp_path / "m.json").write_text(json.dumps({"provenance": about, "rows": [row(**more)], "failed": [], "skipped": ["x: no package"]}))
     table = markdown.table(tmp_path / "m.json")

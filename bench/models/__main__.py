@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="tiny models on their first shape: says that it runs, nothing about speed")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the table of a JSON file of this command, and measure nothing")
+    parser.add_argument(
+        "--markdown", type=Path, nargs="+", metavar="FILE", help="print one table of JSON files of this command, and measure nothing"
+    )
     return parser
 
 
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.markdown is not None:
-        print(markdown.table(args.markdown))
+        print(markdown.table(*args.markdown))
         return 0
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"there is no CUDA device for --device {args.device}; say --device cpu")

@@ -1,4 +1,4 @@
-"""The table of docs/results.md from a JSON file of ``python -m bench.models``."""
+"""The table of docs/results.md from JSON files of ``python -m bench.models``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,27 @@ from bench.models import goals
 HEAD = "| model | against | structures | atoms, edges | step | threads | theirs, ms | ours, ms | faster | goal | peak MB, theirs | ours | share | goal |"
 
 
-def table(path: Path) -> str:
-    """A row for each measurement; losses are in bold."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    about, rows = document["provenance"], document["rows"]
+def table(*paths: Path) -> str:
+    """A row for each measurement; losses are in bold. What one file left out and another has is not mentioned."""
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    rows = [row for document in documents for row in document["rows"]]
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1), *(_row(row) for row in rows)]
-    origin = (
-        f"{about['device']}, {about['cores']} cores, torch {about['versions']['torch']}, commit {about['commit']}, seed {about['seed']}"
-    )
+    origins = dict.fromkeys(_origin(document["provenance"]) for document in documents)
     errors = max((row["error"]["float64"] for row in rows), default=0.0)
-    lines += ["", f"{origin}; float32; largest relative error of energies, forces and weight gradients in float64 {errors:.0e}."]
-    lines += [f"Left out: {reason}." for reason in document["skipped"]]
-    lines += [f"No speed, because the models differ: {reason}." for reason in document["failed"]]
+    repeats = [row["repeats"] for row in rows] or [0]
+    lines += [
+        "",
+        f"{'; '.join(origins)}. float32; medians of {min(repeats)} to {max(repeats)} steps in turns; largest relative error of energies, forces and weight gradients in float64 {errors:.0e}.",
+    ]
+    there = {f"{row['case']} {row['shape']}" for row in rows}
+    skipped = [reason for document in documents for reason in document["skipped"] if reason.split(":")[0] not in there]
+    lines += [f"Left out: {reason}." for reason in skipped]
+    lines += [f"No speed, because the models differ: {reason}." for document in documents for reason in document["failed"]]
     return "\n".join(lines)
+
+
+def _origin(about: dict[str, Any]) -> str:
+    return f"{about['device']}, {about['cores']} cores, torch {about['versions']['torch']}, commit {about['commit']}, seed {about['seed']}"
 
 
 def _row(row: dict[str, Any]) -> str:
