@@ -27,6 +27,7 @@ from fastkd.engine.threads import thread_count
 from fastkd.engine.timing import OFF, StepTimer
 from fastkd.errors import ConfigError
 from fastkd.teachers import BaseTeacher, CachedTeacher, LiveTeacher, TeacherOutput
+from fastkd.teachers.output import split_need
 
 ALL, ALONE = "all terms", "student alone"
 #: Parts of a step in the order of the table; KD terms come before the backward pass, and what is left at the end.
@@ -225,7 +226,7 @@ class _Profiler:
 
 
 def cache_bytes(output: TeacherOutput, terms: Terms, batch: Batch, *, structures: int, atoms: int) -> int:
-    """Bytes of a cache in memory, from what the teacher says of one batch.
+    """Bytes of a cache in memory, from what the teacher says of one batch; other atoms are taken to have as many edges.
 
     Args:
         output: holds ``terms.needs`` for ``batch``.
@@ -234,14 +235,16 @@ def cache_bytes(output: TeacherOutput, terms: Terms, batch: Batch, *, structures
         structures: to keep.
         atoms: that these have.
     """
-    total = atoms * 3 * batch.positions.element_size()
+    edges = 0 if output.graph is None else round(atoms * output.graph.num_edges / max(batch.num_atoms, 1))
+    kept: list[tuple[Tensor | None, int]] = [(batch.positions, atoms)]
     for need in terms.needs:
-        value: Tensor | None = getattr(output, need)
-        if value is None:
-            continue
-        per_row = value.element_size() * value.numel() // max(value.shape[0], 1)
-        total += per_row * (structures if need in _PER_STRUCTURE else atoms)
-    return total
+        name = split_need(need)[0]
+        kept.append((output.get(need), structures if name in _PER_STRUCTURE else edges if name == "edge" else atoms))
+    if output.graph is not None and any(split_need(need)[0] == "edge" for need in terms.needs):
+        # with features of edges, the edges themselves
+        ends = (output.graph.edge_src, output.graph.edge_dst, output.edge_shift, output.edge_direction)
+        kept += [(value, edges) for value in ends]
+    return sum(rows * value.element_size() * value[:1].numel() for value, rows in kept if value is not None)
 
 
 def timer_cost(device: torch.device, repeats: int = 200) -> float:

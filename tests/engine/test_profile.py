@@ -77,6 +77,23 @@ def test_bytes_of_structures_and_atoms(tmp_path: Path) -> None:
     assert cache_bytes(output, job.trainee.terms, batch, structures=10, atoms=50) == 50 * 12 + 10 * 8
 
 
+def test_bytes_of_layers_and_edges(tmp_path: Path) -> None:
+    job = make_job(tmp_path, TERMS)
+    batch = next(job.batches)
+    assert isinstance(job.trainee.teacher, LiveTeacher)
+    assert job.trainee.terms is not None
+    teacher = job.trainee.teacher.teacher
+    job.trainee.terms.needs = frozenset({"node@regular_0", "edge"})
+    output = teacher(batch, job.trainee.terms.needs)
+    assert output.graph is not None
+    assert output.edge is not None
+    node, edges = output.get("node@regular_0"), 3 * output.graph.num_edges
+    assert node is not None
+    # an edge has its feature, source, target, three shifts and three components of its direction
+    want = 3 * batch.num_atoms * 4 * (3 + node.shape[1]) + edges * (4 * output.edge.shape[1] + 8 * (1 + 1 + 3) + 4 * 3)
+    assert cache_bytes(output, job.trainee.terms, batch, structures=10, atoms=3 * batch.num_atoms) == want
+
+
 def test_without_distillation_there_are_no_terms(config_file: Path) -> None:
     found = profile(load_config(config_file, []), steps=3, warmup=1, say=quiet)
     assert "teacher" not in found.parts
