@@ -166,6 +166,7 @@ def _compare(config: Config, bench: Workbench, console: Console) -> None:
     """Every arm for every seed, each in its own folder; finished runs are not run again."""
     seeds = config.compare.seeds or [config.run.seed]
     teacher_tested = is_finished(config.run.dir / TEACHER)
+    bench.planned = tuple(arm_config(config, arm, seeds[0], config.run.dir / arm.name) for arm in config.compare.arms)
     for seed in seeds:
         for order, arm in enumerate(config.compare.arms):
             folder = config.run.dir / arm.name / f"seed{seed}"

@@ -5,6 +5,7 @@ Runs of one comparison share a `Workbench`, so that data, teacher and teacher ou
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,9 +25,9 @@ from fastkd.engine.state import load_checkpoint
 from fastkd.engine.step import Trainee, label_loss, make_optimizer, trainable
 from fastkd.engine.threads import choose_threads, thread_count
 from fastkd.engine.watch import PairWatch
-from fastkd.errors import ConfigError
+from fastkd.errors import ConfigError, UserError
 from fastkd.models import Potential, build_model
-from fastkd.teachers import BaseTeacher, CachedTeacher, Feature, LiveTeacher, Offer, TeacherOutput, load_teacher
+from fastkd.teachers import BaseTeacher, CachedTeacher, Feature, LiveTeacher, Need, Offer, TeacherOutput, load_teacher
 from fastkd.teachers.loading import is_foreign
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -44,6 +45,7 @@ class Workbench:
     files: dict[str, DataFile] = field(default_factory=dict)
     shown: set[str] = field(default_factory=set)  #: data sets whose card has been shown
     threads: int = 0  #: measured once for all runs
+    planned: tuple[Config, ...] = ()  #: all runs of a comparison: what one of them keeps of the teacher serves the others
 
     def data(self, config: Config) -> RunData:
         """The data of a run; the card of each file is shown once."""
@@ -78,10 +80,23 @@ class Workbench:
         for known, structures, cache in self.caches:
             if known == key and wanted <= structures and terms.needs <= cache.needs:
                 return cache
-        cache = CachedTeacher.build(teacher, terms.needs, data.teacher_batches(teacher.cutoff), dataset_hash=data.hash)
+        needs = terms.needs | self._needs_to_come(config, teacher)
+        cache = CachedTeacher.build(teacher, needs, data.teacher_batches(teacher.cutoff), dataset_hash=data.hash)
         self.caches.append((key, wanted, cache))
         self.say(f"teacher outputs kept in memory: {cache.cost}, {1e3 * cache.cost.seconds / max(cache.cost.batches, 1):.1f} ms per batch")
         return cache
+
+    def _needs_to_come(self, config: Config, teacher: BaseTeacher) -> frozenset[Need]:
+        """What other runs of the comparison will ask of the same teacher about the same structures."""
+        needs: frozenset[Need] = frozenset()
+        for other in {str(run.distill): run for run in self.planned}.values():
+            if (other.teacher, other.data) != (config.teacher, config.data):
+                continue
+            # a run whose terms cannot be built says so itself, when it is its turn
+            with contextlib.suppress(UserError):
+                student = Offer.of(initial_student(other), "student")
+                needs |= build_terms(other.distill, student, teacher.offer, seed=other.run.seed).needs
+        return needs
 
 
 def choose_device(name: str, key: str = "run.device") -> torch.device:

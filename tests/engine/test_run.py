@@ -128,6 +128,15 @@ def test_a_comparison(config_file: Path, tmp_path: Path, teacher_folder: Path) -
     assert (one.run.seed, one.train, one.model) == (other.run.seed, other.train, other.model)
 
 
+def test_arms_of_a_comparison_ask_the_teacher_once(config_file: Path, teacher_folder: Path) -> None:
+    """The first arm needs outputs, the second features too: what is kept for the first serves both."""
+    outputs, features = "{kind: energy}, {kind: forces}", "{kind: n2n}, {kind: v2v}"
+    arms = "[{name: outputs}, {name: both, set: {distill.terms: [" + f"{outputs}, {features}" + "]}}]"
+    options = [f"teacher.path={teacher_folder}", f"distill.terms=[{outputs}]", "data.unlabelled=8", "data.labelled_fraction=0.5"]
+    said = start(config_file, *options, f"compare.arms={arms}", "compare.seeds=[0]")
+    assert said.count("kept in memory") == 1
+
+
 def test_a_comparison_goes_on_where_it_stopped(
     config_file: Path, tmp_path: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
