@@ -110,7 +110,7 @@ def test_every_strategy_trains_every_pair(pair, strategy):
     assert list(student.state_dict()) == names
 
 
-@pytest.mark.parametrize("loss", ["mae", "mse"])
+@pytest.mark.parametrize("loss", ["mae", pytest.param("mse", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["painn", "schnet", "gemnet_oc", "dimenet_pp", "mxmnet", "pamnet"])
 def test_mixing_brings_layers_together_in_every_architecture(name, loss):
     student = make_model(name, dtype=torch.float32)

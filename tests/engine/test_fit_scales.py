@@ -53,6 +53,7 @@ def test_from_a_config_to_a_model_with_these_factors(config: Path, suffix: str, 
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_variances_are_those_of_what_went_in(config: Path) -> None:
     from fastkd.data.dataset import StructureDataset
     from fastkd.data.select import open_data_file

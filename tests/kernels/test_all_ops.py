@@ -70,6 +70,10 @@ each_case_and_backend = pytest.mark.parametrize(
     ("case", "backend"), _params(BACKENDS, lambda case: "[" not in case.name and case.name != "painn_radial")
 )
 each_op_and_backend = pytest.mark.parametrize(("case", "backend"), _params(BACKENDS, _first_of_its_operators))
+# what is about an operator and not about its numbers is asked of one case; of all in the long tests
+each_op = pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=[] if _first_of_its_operators(c) else [pytest.mark.slow]) for c in CASES]
+)
 each_op_in_triton = pytest.mark.parametrize(("case", "backend"), _params(["triton"], _first_of_its_operators))
 
 
@@ -206,7 +210,7 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@each_case
+@each_op
 def test_registration(case: OpCase) -> None:
     count = len(sample(case, TINY, torch.float64).inputs)
     with _Recorder() as recorder:

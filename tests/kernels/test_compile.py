@@ -21,7 +21,11 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 CASES = list(all_cases())
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+#: One case for each set of operators; the others are variants, and slow.
+FIRST = [next(other for other in CASES if other.operators == case.operators) is case for case in CASES]
+each_op = pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=[] if first else [pytest.mark.slow]) for c, first in zip(CASES, FIRST, strict=True)]
+)
 #: Sizes that differ from each other, also when halved or doubled, and from small constants: torch takes equal sizes for one.
 NODES, EDGES, WIDTH = 19, (58, 74, 106, 142), 11
 ONE, OTHER = Shape(NODES, EDGES[0], WIDTH), Shape(NODES + 10, EDGES[1], WIDTH)
@@ -95,14 +99,14 @@ def on_one_backend(case: OpCase) -> Callable[[Any, Any], Any]:
     return lambda inputs, extra: case.function(*inputs, *extra, backend=BACKEND)
 
 
-@each_case
+@each_op
 def test_one_graph_for_all_sizes(case: OpCase) -> None:
     # the number of nodes is a plain number for some ops, so the edges alone vary
     samples = [sample(case, Shape(NODES, edges, WIDTH), torch.float64) for edges in EDGES]
     check_compiled(on_one_backend(case), samples, dynamic=True, most_graphs=1)
 
 
-@each_case
+@each_op
 def test_one_more_graph_at_most_when_sizes_turn_out_to_vary(case: OpCase) -> None:
     """Without ``dynamic`` torch assumes fixed sizes first, and sizes that vary from the second on."""
     samples = [sample(case, Shape(NODES + 10 * number, edges, WIDTH), torch.float64) for number, edges in enumerate(EDGES)]
@@ -130,7 +134,7 @@ def test_every_registered_operator_is_given_to_opcheck() -> None:
     assert registered - CHECKED_IN_THEIR_FOLDER == named, "add the operator to `operators` of a case"
 
 
-@each_case
+@each_op
 def test_a_traced_training_step_runs_on_other_sizes(case: OpCase) -> None:
     made, other = (sample(case, shape, torch.float64, seed=seed) for seed, shape in enumerate((ONE, OTHER)))
     fixed = any(isinstance(item, int) for item in made.extra)

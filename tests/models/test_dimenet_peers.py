@@ -74,7 +74,7 @@ def ours_outputs(model, batch):
     [
         pytest.param({}, marks=pytest.mark.slow),  # PyTorch Geometric's symbolic basis is built in ten seconds
         {"num_spherical": 3, "num_radial": 9, "envelope_exponent": 3},
-        {"num_before_skip": 2, "num_after_skip": 1, "num_output_layers": 1},
+        pytest.param({"num_before_skip": 2, "num_after_skip": 1, "num_output_layers": 1}, marks=pytest.mark.slow),
     ],
     ids=["paper", "other_basis", "other_depth"],
 )
