@@ -86,6 +86,8 @@ def test_plain_twins_are_the_same_functions(name):
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*jittable' is deprecated:UserWarning")
+# fairchem-core's own code
+@pytest.mark.filterwarnings("ignore:Using torch.cross")
 def test_packages_are_the_same_functions(name):
     pytest.importorskip("torch_geometric", reason="needs the extra `peers`")
     case = cases.CASES[name]
@@ -96,7 +98,8 @@ def test_packages_are_the_same_functions(name):
         pytest.skip(str(error))
     verdict = steps.check(pair)
     assert not verdict.reason
-    assert verdict.error < 1e-11
+    # fairchem-core writes the spherical Bessel functions as closed forms, which cancel near the origin: 1e-10 of its gradients in float64
+    assert verdict.error < (1e-9 if name == "dimenet_pp_oc" else 1e-11)
 
 
 def test_in_float32_the_other_model_may_round_more_but_ours_may_not(monkeypatch):

@@ -35,10 +35,17 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
 class Kernel:
-    """A loop over ``numba.prange``, compiled twice: serial and threaded. Both are cached on disk, under names of their own."""
+    """A loop over ``numba.prange``, compiled twice: serial and threaded. Both are cached on disk, under names of their own.
 
-    def __init__(self, loop: Callable[..., None]) -> None:
+    Args:
+        loop: the function.
+        one_code: run the threaded version on one thread too. Products and sums that the compiler joins into one instruction, which rounds
+            once, need not be the same in both versions; where much arithmetic stands in a row's loop they are not.
+    """
+
+    def __init__(self, loop: Callable[..., None], *, one_code: bool = False) -> None:
         self.__doc__ = loop.__doc__
+        self._one_code = one_code
         helpers = _helpers(loop)
         self._serial = numba.njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(_renamed(loop, f"alone_{helpers}"))
         self._threaded = numba.njit(cache=True, fastmath=FASTMATH, error_model="numpy", parallel=True)(
@@ -48,7 +55,7 @@ class Kernel:
     def __call__(self, *args: Any, work: int) -> None:
         """Run on arrays; ``work`` is the number of multiply-adds, which decides between the two versions."""
         threads = threads_for(work)
-        if threads == 1:
+        if threads == 1 and not self._one_code:
             self._serial(*args)
         else:
             numba.set_num_threads(threads)

@@ -187,8 +187,8 @@ def threads() -> Iterator[None]:
 @each_case
 def test_same_bits_whatever_the_number_of_threads(case: OpCase, monkeypatch: pytest.MonkeyPatch) -> None:
     # slow because each kernel is compiled once more, threaded
-    monkeypatch.setattr(cpu, "THREADED_WORK", 0)
-    monkeypatch.setattr(blas, "THREADED_WORK", 0)
+    monkeypatch.setattr(cpu, "THREADED_WORK", 1)
+    monkeypatch.setattr(blas, "THREADED_WORK", 1)
     made = sample(case, Shape(30, 400, 37), torch.float32)
     runs = []
     for count in (1, 2):

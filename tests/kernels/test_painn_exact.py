@@ -315,7 +315,7 @@ def threads() -> Iterator[None]:
 @both_units
 def test_same_bits_on_one_thread_and_two(paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # slow because each kernel is compiled once more, threaded
-    monkeypatch.setattr(cpu, "THREADED_WORK", 0)
+    monkeypatch.setattr(cpu, "THREADED_WORK", 1)
     inputs, graph, pairs = _inputs(Shape(30, 900, 70), paired=paired, size=20, dtype=torch.float32)
     message = _ours(BasisSpec("gaussian", 20, CUTOFF), EnvelopeSpec("cosine", CUTOFF), graph, pairs, "numba")
     runs = []

@@ -276,10 +276,10 @@ def _envelopes(d, kind, cutoff, exponent, order, out):
             out[e] = value if order == 0 else first if order == 1 else second
 
 
-value = Kernel(_value)
-by_length = Kernel(_by_length)
-tangent_of_length = Kernel(_tangent_of_length)
-tangents = Kernel(_tangents)
-by_parameters = Kernel(_by_parameters)
-tangents_by_parameters = Kernel(_tangents_by_parameters)
-envelopes = Kernel(_envelopes)
+value = Kernel(_value, one_code=True)
+by_length = Kernel(_by_length, one_code=True)
+tangent_of_length = Kernel(_tangent_of_length, one_code=True)
+tangents = Kernel(_tangents, one_code=True)
+by_parameters = Kernel(_by_parameters, one_code=True)
+tangents_by_parameters = Kernel(_tangents_by_parameters, one_code=True)
+envelopes = Kernel(_envelopes, one_code=True)
