@@ -28,7 +28,7 @@ from fastkd.files import cannot_write, write_bytes, write_json, write_text
 from fastkd.models.factory import read_header
 from fastkd.teachers import BaseTeacher, Teacher, load_teacher
 from fastkd.teachers.layers import EDGE_SUM, EDGE_VECTOR_SUM, FINAL, KINDS, LayerReader
-from fastkd.teachers.loading import is_foreign
+from fastkd.teachers.loading import EMBEDDED, is_foreign
 from fastkd.teachers.torch_module import ModuleTeacher
 
 #: In place of a path for --before: the weights that the run of the student began with.
@@ -159,6 +159,8 @@ def _models(args: argparse.Namespace, before: str | None) -> Models:
     device = choose_device(args.device, "--device")
     dtype = None if args.dtype == "own" else DTYPES[args.dtype]
     untrained = Path(args.student).suffix in (".yaml", ".yml")
+    if not (untrained or args.student == EMBEDDED or is_foreign(args.student) or Path(args.student).exists()):
+        raise ConfigError(f"there is no student at {args.student}: name a run folder, a model file, or the config.yaml of one to be trained")
     student: BaseTeacher = _student(args.student).to(device, dtype) if untrained else load_teacher(args.student, device=device, dtype=dtype)
     config = run_config(args.student) if isinstance(student, Teacher) else None
     readers: dict[str, LayerReader] = {}

@@ -189,6 +189,8 @@ def test_models_that_do_not_serve_are_named(run_folder, teacher_folder, data_fil
     out = ["--out", str(tmp_path / "out"), *SMALL]
     assert main(["cka", str(run_folder), "ase:tests.teachers.foreign:lennard_jones", str(data_file), *out]) == 2
     assert "labels only" in capsys.readouterr().err
+    assert main(["cka", "/nowhere", str(teacher_folder), str(data_file), *out]) == 2
+    assert "there is no student at /nowhere" in capsys.readouterr().err
     assert main(["cka", str(teacher_folder), str(teacher_folder), str(data_file), *out, "--before"]) == 2
     assert "does not say how it was trained" in capsys.readouterr().err
     knows_oxygen = seeded_model(8, 1)
