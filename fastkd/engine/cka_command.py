@@ -160,7 +160,9 @@ def _models(args: argparse.Namespace, before: str | None) -> Models:
     dtype = None if args.dtype == "own" else DTYPES[args.dtype]
     untrained = Path(args.student).suffix in (".yaml", ".yml")
     if not (untrained or args.student == EMBEDDED or is_foreign(args.student) or Path(args.student).exists()):
-        raise ConfigError(f"there is no student at {args.student}: name a run folder, a model file, or the config.yaml of one to be trained")
+        raise ConfigError(
+            f"there is no student at {args.student}: name a run folder, a model file, or the config.yaml of one to be trained"
+        )
     student: BaseTeacher = _student(args.student).to(device, dtype) if untrained else load_teacher(args.student, device=device, dtype=dtype)
     config = run_config(args.student) if isinstance(student, Teacher) else None
     readers: dict[str, LayerReader] = {}
