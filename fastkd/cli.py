@@ -1,4 +1,4 @@
-"""The command line: ``fastkd train · eval · convert · label · fit-scales · inspect · cka · pair · profile · report``.
+"""The command line: ``fastkd train · eval · convert · label · fit-scales · inspect · cache · cka · pair · profile · report``.
 
 Exit codes: 0 done; 2 a mistake that the message says how to mend; 130 and 143 stopped by Ctrl-C and SIGTERM with a checkpoint
 written; 1 with a traceback for our own bugs.
@@ -208,6 +208,12 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=run_pair)
 
 
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    from fastkd.engine.cache_command import add_cache_arguments
+
+    add_cache_arguments(parser)
+
+
 def _add_profile(parser: argparse.ArgumentParser) -> None:
     from fastkd.engine.profile_command import add_profile_arguments, run_profile
 
@@ -222,6 +228,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "label": ("label a data set with a teacher", _add_label),
     "fit-scales": ("fit the scale factors of a GemNet-OC to data, before training", _add_fit_scales),
     "inspect": ("say what a data set or a model holds; `inspect teacher …`: what can be captured in a teacher", _add_inspect),
+    "cache": ("build a file of teacher outputs for training, or say what one holds", _add_cache),
     "cka": ("say which layers of student and teacher are alike", _add_cka),
     "pair": ("propose which layers to distil into which, from their similarity", _add_pair),
     "profile": ("say what a training step is spent on", _add_profile),

@@ -125,7 +125,16 @@ class TeacherConfig(Section):
     dtype: Literal["auto", "float32", "float64"] = Field(
         "auto", description="of its weights; auto is the run's for our own models, and what a foreign one has"
     )
-    cache: Literal["memory", "none"] = Field("memory", description="keep teacher outputs of each training structure, or compute them anew")
+    cache: Literal["memory", "disk", "none", "auto"] = Field(
+        "memory",
+        description="keep teacher outputs of each training structure in memory or in a file, or compute them anew; auto takes a file if it "
+        "pays (docs/distillation.md)",
+    )
+    cache_path: Path = Field(Path("runs/cache"), description="disk: the file (.h5), or a folder in which each cache gets a name of its own")
+    cache_dtype: Literal["own", "float32", "bfloat16", "float16"] | dict[str, Literal["own", "float32", "bfloat16", "float16"]] = Field(
+        "own", description="disk: features are kept in this dtype, or {feature: dtype}; own keeps every bit, others print their error"
+    )
+    cache_preload: NonNegativeFloat = Field(4.0, description="disk: a cache that takes no more than this is loaded into memory whole [GB]")
 
 
 class TermConfig(Section):

@@ -84,14 +84,24 @@ class StructureDataset:
     def batches(self, indices: Sequence[int], *, max_structures: int = 64, max_atoms: int = 2048) -> Iterator[Batch]:
         """All of ``indices`` once, in order, in batches that depend on nothing but them."""
         self.preload(indices)
+        for chunk in self.chunks(indices, max_structures=max_structures, max_atoms=max_atoms):
+            yield self.batch(chunk)
+
+    def chunks(self, indices: Sequence[int], *, max_structures: int = 64, max_atoms: int = 2048) -> Iterator[list[int]]:
+        """Which structures `batches` puts together; nothing but sizes is looked at."""
         chunk: list[int] = []
         atoms = 0
         for index in indices:
-            size = self.pieces([index])[0].num_atoms
+            size = self._num_atoms(int(index))
             if chunk and (len(chunk) == max_structures or atoms + size > max_atoms):
-                yield self.batch(chunk)
+                yield chunk
                 chunk, atoms = [], 0
             chunk.append(int(index))
             atoms += size
         if chunk:
-            yield self.batch(chunk)
+            yield chunk
+
+    def _num_atoms(self, index: int) -> int:
+        if isinstance(self.source, DataFile):
+            return int(self.source.atom_ptr[index + 1] - self.source.atom_ptr[index])
+        return self.source[index].num_atoms

@@ -24,6 +24,8 @@ CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.yaml", "environment.json", "metr
 _OURS = (CONFIG, METRICS, SUMMARY, "checkpoints", "model.safetensors", "student.safetensors", "report.html")
 #: May differ between a run and its continuation: where and how long, not what is computed.
 _MAY_CHANGE = {"run.dir", "run.resume", "run.report", "run.inference_repeats", "train.steps", "train.checkpoint_every", "run.threads"}
+#: Where a cache of the teacher is, and how it is read, changes no bit.
+_MAY_CHANGE |= {"teacher.cache_path", "teacher.cache_preload"}
 
 
 def open_folder(config: Config) -> bool:

@@ -112,6 +112,8 @@ class Job:
             "progress": vars(self.progress),
             "mixing": self.collapse.state_dict(),
             "threads": self.threads,
+            # what teacher.cache=auto came to
+            "live_teacher": int(isinstance(trainee.teacher, LiveTeacher)),
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -58,7 +58,7 @@ class Profile:
     variants: dict[str, float]  #: what was run → ms per step; ``all terms``, ``without …``, ``student alone``
     overhead: dict[str, float]  #: term → ms that it adds to a step, teacher included where no other term needs it
     cache: Cache | None
-    mode: str  #: memory or none: how the run gets its teacher's outputs
+    mode: str  #: memory, disk, auto or none: how the run gets its teacher's outputs
     steps: int  #: measured
     atoms: float  #: per batch, mean
     device: str
@@ -107,7 +107,7 @@ class _Profiler:
         waits = self._draw()
         live = trainee.teacher
         cached = self._cache(teacher, trainee.terms) if isinstance(live, LiveTeacher) and teacher is not None else None
-        use_cache = cached is not None and self.config.teacher.cache == "memory"
+        use_cache = cached is not None and self.config.teacher.cache != "none"
         if cached is not None and use_cache:
             trainee = replace(trainee, teacher=cached)
         parts, step, spread = self._parts(trainee, waits)

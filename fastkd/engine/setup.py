@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -21,8 +22,9 @@ from fastkd.engine.datasets import RunData
 from fastkd.engine.ema import Average
 from fastkd.engine.loop import Job
 from fastkd.engine.schedule import Schedule
-from fastkd.engine.state import load_checkpoint
+from fastkd.engine.state import Checkpoint, load_checkpoint
 from fastkd.engine.step import Trainee, label_loss, make_optimizer, trainable
+from fastkd.engine.teacher_cache import build_cache, described, disk_source, find_cache, judge, measure_loss_error, plan_cache
 from fastkd.engine.threads import choose_threads, thread_count
 from fastkd.engine.watch import PairWatch
 from fastkd.errors import ConfigError, UserError
@@ -33,6 +35,7 @@ from fastkd.teachers.loading import is_foreign
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Say = Callable[[str], None]
+CacheMode = Literal["disk", "none"]
 
 
 @dataclass(eq=False)
@@ -71,22 +74,49 @@ class Workbench:
             )
         return self.teachers[key]
 
-    def source(self, config: Config, teacher: BaseTeacher, terms: Terms, data: RunData) -> Callable[[Batch], TeacherOutput]:
-        """Where a run gets its teacher's outputs: live, or from a cache of every training structure, shared where it covers them."""
-        if config.teacher.cache == "none":
+    def source(
+        self, config: Config, teacher: BaseTeacher, terms: Terms, data: RunData, student: Potential, chosen: CacheMode | None = None
+    ) -> Callable[[Batch], TeacherOutput]:
+        """Where a run gets its teacher's outputs: live, or from a cache of every training structure, shared where it covers them.
+
+        Args:
+            config: of the run.
+            teacher: of the run.
+            terms: of the run.
+            data: of the run.
+            student: in the state of the first step, to say what the dtype of a cache changes.
+            chosen: what ``auto`` came to when the run began; None: it comes to it now.
+        """
+        mode: str = config.teacher.cache
+        if mode == "auto":
+            mode = chosen or self._judged(config, teacher, terms, data)
+        if mode == "none":
             return LiveTeacher(teacher, terms.needs)
-        wanted = frozenset(data.selection.train.tolist())
-        key = f"{teacher.hash} {data.hash} {teacher.dtype}"
+        wanted, asked = frozenset(data.selection.train.tolist()), config.teacher
+        key = f"{teacher.hash} {data.hash} {teacher.dtype} {teacher.cutoff} {mode}"
+        key += f" {asked.cache_path} {asked.cache_dtype} {asked.cache_preload}" if mode == "disk" else ""
         for known, structures, cache in self.caches:
             if known == key and wanted <= structures and terms.needs <= cache.needs:
                 return cache
-        needs = terms.needs | self._needs_to_come(config, teacher)
-        cache = CachedTeacher.build(teacher, needs, data.teacher_batches(teacher.cutoff), dataset_hash=data.hash)
+        needs = terms.needs | self.needs_to_come(config, teacher)
+        if mode == "disk":
+            cache = disk_source(config, teacher, needs, data, self.say, lambda: measure_loss_error(config, student, terms, teacher, data))
+        else:
+            cache = CachedTeacher.build(teacher, needs, data.teacher_batches(teacher.cutoff), dataset_hash=data.hash)
+            # on a GPU, looking whether a structure has moved would wait for the device in every step
+            cache.live = LiveTeacher(teacher, needs) if data.device.type == "cpu" else None
+            per_batch = 1e3 * cache.cost.seconds / max(cache.cost.batches, 1)
+            self.say(f"teacher outputs kept in memory: {cache.cost}, {per_batch:.1f} ms per batch")
         self.caches.append((key, wanted, cache))
-        self.say(f"teacher outputs kept in memory: {cache.cost}, {1e3 * cache.cost.seconds / max(cache.cost.batches, 1):.1f} ms per batch")
         return cache
 
-    def _needs_to_come(self, config: Config, teacher: BaseTeacher) -> frozenset[Need]:
+    def _judged(self, config: Config, teacher: BaseTeacher, terms: Terms, data: RunData) -> CacheMode:
+        sharing = [run for run in self.planned if (run.teacher, run.data) == (config.teacher, config.data) and run.distill.terms]
+        verdict = judge(config, teacher, terms.needs | self.needs_to_come(config, teacher), data, runs=max(1, len(sharing)))
+        self.say(str(verdict))
+        return "disk" if verdict.cached else "none"
+
+    def needs_to_come(self, config: Config, teacher: BaseTeacher) -> frozenset[Need]:
         """What other runs of the comparison will ask of the same teacher about the same structures."""
         needs: frozenset[Need] = frozenset()
         for other in {str(run.distill): run for run in self.planned}.values():
@@ -159,7 +189,7 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
     checkpoint = load_checkpoint(config.run.dir) if resume else None
     bench.threads = _threads(config, bench, student, data, stored=int(checkpoint.tree["threads"]) if checkpoint else 0)
     with thread_count(bench.threads):
-        trainee = _trainee(config, bench, student, teacher, data)
+        trainee = _trainee(config, bench, student, teacher, data, _chosen(checkpoint))
         # a cached teacher needs no neighbour graph of its own
         cutoffs = {config.model.cutoff}
         if isinstance(trainee.teacher, LiveTeacher) and trainee.teacher.teacher.cutoff is not None:
@@ -181,15 +211,57 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
     return job, data
 
 
-def _trainee(config: Config, bench: Workbench, student: Potential, teacher: BaseTeacher | None, data: RunData) -> Trainee:
+def _chosen(checkpoint: Checkpoint | None) -> CacheMode | None:
+    """What teacher.cache=auto came to when the run began: its bits depend on it."""
+    live = None if checkpoint is None else checkpoint.tree.get("live_teacher")
+    return None if live is None else "none" if live else "disk"
+
+
+def build_cache_of(
+    config: Config, bench: Workbench, *, rank: int = 0, world: int = 1, progress: Callable[[int, int], None] | None = None
+) -> bool:
+    """Build the cache file of a run without training; ``rank`` and ``world`` as in `fastkd.engine.teacher_cache.build_cache`.
+
+    Returns:
+        Whether there is anything to keep, that is, whether a term asks the teacher for something.
+
+    Raises:
+        UserError: for everything that config, data, teacher or an existing file may have wrong.
+    """
+    teacher, data = bench.teacher(config), bench.data(config)
+    data.require_elements(teacher.known_element, f"the teacher {config.teacher.path}")
+    teacher.start(data.sample(teacher.cutoff))
+    student = new_student(config, data, data.device, teacher)
+    terms = _terms(config, student, teacher, data)
+    if not terms.needs:
+        return False
+    plan = plan_cache(config, teacher, terms.needs | bench.needs_to_come(config, teacher), data)
+    file = find_cache(config, plan)
+    if file is not None:
+        bench.say(described(file))
+        file.close()
+        return True
+    error = measure_loss_error(config, student, terms, teacher, data)
+    build_cache(plan, teacher, data, bench.say, rank=rank, world=world, loss_error=error, progress=progress)
+    return True
+
+
+def _terms(config: Config, student: Potential, teacher: BaseTeacher | None, data: RunData) -> Terms:
+    """The terms of a run, and the student set to give what they want."""
+    offer, free_atoms = None if teacher is None else teacher.offer, config.loss.train_on_free_atoms
+    terms = build_terms(config.distill, Offer.of(student, "student"), offer, seed=config.run.seed, free_atoms=free_atoms)
+    student.kept_layers = terms.student_keeps
+    return terms.to(device=data.device, dtype=data.dtype)
+
+
+def _trainee(
+    config: Config, bench: Workbench, student: Potential, teacher: BaseTeacher | None, data: RunData, chosen: CacheMode | None = None
+) -> Trainee:
     terms = source = None
     if config.distill.terms:
-        offer, free_atoms = None if teacher is None else teacher.offer, config.loss.train_on_free_atoms
-        terms = build_terms(config.distill, Offer.of(student, "student"), offer, seed=config.run.seed, free_atoms=free_atoms)
-        terms = terms.to(device=data.device, dtype=data.dtype)
-        student.kept_layers = terms.student_keeps
+        terms = _terms(config, student, teacher, data)
         # a teacher whom no term asks has nothing to compute
-        source = bench.source(config, teacher, terms, data) if teacher is not None and terms.needs else None
+        source = bench.source(config, teacher, terms, data, student, chosen) if teacher is not None and terms.needs else None
     parameters = trainable(student, terms)
     return Trainee(
         student=student,

@@ -19,6 +19,7 @@ from fastkd.engine.step import train_step
 from fastkd.engine.timing import OFF, StepTimer
 from fastkd.errors import ConfigError
 from fastkd.teachers import CachedTeacher, LiveTeacher, TeacherOutput
+from fastkd.teachers.store import MemoryStore
 
 from .synthetic import make_job
 
@@ -58,8 +59,8 @@ def test_a_cache_costs_what_was_said(config_file: Path, teacher_folder: Path) ->
     job, _ = prepare(config, "cached", Workbench(say=quiet), resume=False)
     cached = job.trainee.teacher
     assert isinstance(cached, CachedTeacher)
-    kept = sum(value.numel() * value.element_size() for value in cached._values.values())
-    kept += cached._positions.numel() * cached._positions.element_size()
+    assert isinstance(cached.store, MemoryStore)
+    kept = sum(value.numel() * value.element_size() for value in cached.store.values.values())
     assert found.cache is not None
     assert found.cache.bytes == kept
 
