@@ -1,4 +1,4 @@
-"""The command line: ``fastkd train · eval · convert · label · fit-scales · inspect · cache · cka · pair · profile · report``.
+"""The command line: ``fastkd train · eval · convert · label · synthesize · fit-scales · inspect · cache · cka · pair · profile · report``.
 
 Exit codes: 0 done; 2 a mistake that the message says how to mend; 130 and 143 stopped by Ctrl-C and SIGTERM with a checkpoint
 written; 1 with a traceback for our own bugs.
@@ -166,6 +166,13 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=run_label)
 
 
+def _add_synthesize(parser: argparse.ArgumentParser) -> None:
+    from fastkd.engine.synthesize_command import add_synthesize_arguments, run_synthesize
+
+    add_synthesize_arguments(parser)
+    parser.set_defaults(handler=run_synthesize)
+
+
 def _add_inspect_teacher(parser: argparse.ArgumentParser) -> None:
     from fastkd.engine.teacher_commands import add_inspect_teacher_arguments, run_inspect_teacher
 
@@ -226,6 +233,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "eval": ("errors of a model on a data set", _add_eval),
     "convert": ("make a data set from extxyz, npz or anything that ASE reads, or a model from a foreign checkpoint", _add_convert),
     "label": ("label a data set with a teacher", _add_label),
+    "synthesize": ("make structures by relaxation or dynamics with a teacher, labelled by it", _add_synthesize),
     "fit-scales": ("fit the scale factors of a GemNet-OC to data, before training", _add_fit_scales),
     "inspect": ("say what a data set or a model holds; `inspect teacher …`: what can be captured in a teacher", _add_inspect),
     "cache": ("build a file of teacher outputs for training, or say what one holds", _add_cache),

@@ -180,6 +180,39 @@ class DistillConfig(Section):
     )
 
 
+class AugmentConfig(Section):
+    """Structures besides those of the data: moved atoms while training, and synthetic structures mixed in."""
+
+    kind: Literal["none", "rattle", "adversarial", "noise"] = Field(
+        "none",
+        description="distil on rattled or adversarial copies of each batch (the loss on labels stays on the batch itself), or train without "
+        "a teacher on noisy positions with unchanged labels (docs/distillation.md)",
+    )
+    sigma: NonNegativeFloat = Field(0.1, description="standard deviation of random displacements; adversarial: of where it starts [Å]")
+    length: NonNegativeFloat = Field(0.0, description="rattle, noise: scale each displacement to this length; 0 leaves it as drawn [Å]")
+    along_force: Literal["any", "remove", "only", "around"] = Field(
+        "any", description="rattle: any direction, without the component along the force, that component only, or drawn around the force"
+    )
+    force_scale: NonNegativeFloat = Field(1.0, description="rattle around forces: mean displacement over force [Å²/eV]")
+    ascent: Literal["adam", "sphere", "ball", "orthogonal"] = Field(
+        "sphere", description="adversarial: how to climb; Adam, or projected gradients (a step of one length, clipped, or across the force)"
+    )
+    ascent_steps: PositiveInt = Field(1, description="adversarial: steps uphill per batch")
+    ascent_rate: PositiveFloat = Field(0.1, description="adversarial: rate of adam [Å], of ball, and of prop and inv_prop")
+    ascent_length: PositiveFloat = Field(0.1, description="adversarial: α, length of a step of sphere and fixed, largest of ball [Å]")
+    ascent_rule: Literal["fixed", "prop", "inv_prop"] = Field(
+        "fixed", description="orthogonal: length of a step; ascent_length, ascent_rate · ‖F‖, or ascent_rate / ‖F‖"
+    )
+    force_penalty: NonNegativeFloat = Field(
+        0.0, description="adversarial: subtract this times the teacher's mean ‖F‖ from what is climbed [Å/eV]"
+    )
+    teacher_gradient: bool = Field(True, description="adversarial: differentiate the teacher too, not the student alone")
+    limit: NonNegativeFloat = Field(1.0, description="no atom is moved further than this from its place; 0 for no limit [Å]")
+    synthetic: str = Field("", description="HDF5 file of synthetic structures (`fastkd synthesize`) to mix into training; empty for none")
+    synthetic_fraction: float = Field(0.2, gt=0.0, lt=1.0, description="q, probability that a structure of a batch is synthetic")
+    synthetic_weight: PositiveFloat = Field(1.0, description="r, weight of a synthetic structure in the loss over that of another")
+
+
 class LossConfig(Section):
     """The loss on labels: energy_weight · MAE(E) + forces_weight · mean ‖ΔF‖."""
 
@@ -236,6 +269,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     teacher: TeacherConfig = TeacherConfig()
     distill: DistillConfig = DistillConfig()
+    augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     compare: CompareConfig = CompareConfig()

@@ -77,10 +77,45 @@ def check_sense(config: Config) -> None:
         and not any(term.weight or term.weight_start for term in config.distill.terms)
     ):
         raise ConfigError("every weight is zero (loss.energy_weight, loss.forces_weight, distill.terms): there is nothing to learn")
+    _check_augment(config)
     if config.model.kind not in ("painn", "gemnet_oc") and config.model.forces == "direct":
         raise ConfigError(
             f"model.forces=direct is PaiNN's and GemNet-OC's; forces of {config.model.kind} are −dE/dx: set model.forces=conservative"
         )
+
+
+#: Keys of ``augment`` that belong to some kinds only.
+_AUGMENT_KEYS = {
+    "length": ("rattle", "noise"),
+    **dict.fromkeys(("along_force", "force_scale"), ("rattle",)),
+    **dict.fromkeys(
+        ("ascent", "ascent_steps", "ascent_rate", "ascent_length", "ascent_rule", "force_penalty", "teacher_gradient"), ("adversarial",)
+    ),
+}
+
+
+def _check_augment(config: Config) -> None:
+    augment = config.augment
+    for key, kinds in _AUGMENT_KEYS.items():
+        default = type(augment).model_fields[key].default
+        if augment.kind not in ("none", *kinds) and getattr(augment, key) != default:
+            raise ConfigError(f"augment.{key} belongs to augment.kind={' and '.join(kinds)}, not {augment.kind}; leave it away")
+    taught = any(term.kind != "lkm" for term in config.distill.terms)
+    if augment.kind in ("rattle", "adversarial") and not taught:
+        raise ConfigError(
+            f"augment.kind={augment.kind} moves what is distilled, and there are no distill.terms with a teacher: add some, or set "
+            "augment.kind=noise, which keeps the labels, or none"
+        )
+    if augment.kind == "noise" and taught:
+        raise ConfigError("augment.kind=noise is the baseline without a teacher: drop distill.terms, or set augment.kind=rattle")
+    if augment.kind in ("rattle", "noise") and augment.sigma == 0 and (augment.along_force != "around" or augment.kind == "noise"):
+        raise ConfigError(f"augment.kind={augment.kind} with augment.sigma=0 moves nothing: set augment.sigma, or augment.kind=none")
+    if augment.kind == "adversarial" and augment.force_penalty and not augment.teacher_gradient:
+        raise ConfigError(
+            "augment.force_penalty is a penalty through the teacher's gradient: set augment.teacher_gradient=true, or it to 0"
+        )
+    if augment.ascent == "orthogonal" and augment.ascent_rule == "inv_prop" and not augment.limit:
+        raise ConfigError("augment.ascent_rule=inv_prop sends atoms without force away: set augment.limit")
 
 
 def validate(tree: Mapping[str, Any], source: str = "config") -> Config:

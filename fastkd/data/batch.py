@@ -70,6 +70,7 @@ class Batch:
     bonds: Tensor | None = None  #: [2, n_bonds] int64, src and dst of each, both directions, if the data brings them
     tags: Tensor | None = None  #: [n_atoms] int64, 0 below the surface, 1 surface, 2 adsorbate (OC20); None: all 1
     fixed: Tensor | None = None  #: [n_atoms] bool, atoms that are held in place, if the data says so
+    weight: Tensor | None = None  #: [n_graphs], of each structure in every loss; None: all 1
 
     @property
     def num_graphs(self) -> int:
@@ -83,6 +84,11 @@ class Batch:
     def free(self) -> Tensor | None:
         """Atoms that may move, [n_atoms] bool; None: all."""
         return None if self.fixed is None else ~self.fixed
+
+    @property
+    def atom_weight(self) -> Tensor | None:
+        """`weight` of each atom's structure, [n_atoms]."""
+        return None if self.weight is None else self.weight[self.graph_index]
 
     def graph(self, cutoff: float) -> NeighborGraph:
         """The neighbour graph of one cutoff.

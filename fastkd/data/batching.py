@@ -9,8 +9,9 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,30 @@ def collate(pieces: Sequence[Pieces], dtype: torch.dtype = torch.float32) -> Bat
         tags=_per_atom([s.tags for s in structures], atoms, DEFAULT_TAG, np.int64),
         fixed=_per_atom([s.fixed for s in structures], atoms, False, np.bool_),
     )
+
+
+def find_graphs(batch: Batch, cutoffs: Iterable[float]) -> dict[float, NeighborGraph]:
+    """Neighbour graphs of a batch as its atoms stand now, equal to those of a batch collated of such structures.
+
+    They are searched on the CPU: on an accelerator this waits for the positions.
+
+    Args:
+        batch: whose graphs, if it has any, are not looked at.
+        cutoffs: Å.
+
+    Raises:
+        DataError: if two atoms overlap.
+    """
+    positions, cell = (value.detach().cpu().double().numpy() for value in (batch.positions, batch.cell))
+    pbc, atom_ptr, index = (value.cpu().numpy() for value in (batch.pbc, batch.atom_ptr, batch.structure_index))
+    found = {}
+    for cutoff in sorted({float(cutoff) for cutoff in cutoffs}):
+        local = []
+        for number, (first, last) in enumerate(pairwise(atom_ptr.tolist())):
+            edges = find_neighbors(positions[first:last], cell[number], pbc[number], cutoff, f"structure {index[number]}")
+            local.append(LocalGraph.of(edges, last - first))
+        found[cutoff] = _join(local, atom_ptr, cutoff).to(batch.positions.device)
+    return found
 
 
 def _per_atom(parts: Sequence[npt.NDArray[Any] | None], atoms: Ints, fill: int, dtype: type[np.generic]) -> Tensor | None:

@@ -13,6 +13,7 @@ import torch
 
 from fastkd.data.batch import Batch
 from fastkd.data.batching import Pieces, collate
+from fastkd.data.mixture import JoinedFiles
 from fastkd.data.reader import DataFile
 from fastkd.data.structure import Structure
 
@@ -26,7 +27,7 @@ class StructureDataset:
     """Random access to prepared structures.
 
     Args:
-        source: a data file, or structures.
+        source: a data file, two of them, or structures.
         cutoffs: of the neighbour graphs each batch shall have, Å.
         dtype: of batches.
         unlabelled: numbers of structures whose labels must not be seen, although the source may have them.
@@ -35,7 +36,7 @@ class StructureDataset:
 
     def __init__(
         self,
-        source: DataFile | Sequence[Structure],
+        source: DataFile | JoinedFiles | Sequence[Structure],
         cutoffs: Sequence[float],
         *,
         dtype: torch.dtype = torch.float32,
@@ -61,7 +62,7 @@ class StructureDataset:
         absent = [int(index) for index in dict.fromkeys(indices) if index not in self._cache]
         made: dict[int, Pieces] = {}
         if absent:
-            read = self.source.read(absent) if isinstance(self.source, DataFile) else [self.source[index] for index in absent]
+            read = self.source.read(absent) if isinstance(self.source, DataFile | JoinedFiles) else [self.source[index] for index in absent]
             for index, structure in zip(absent, read, strict=True):
                 piece = Pieces.of(structure, index, self.cutoffs, labelled=index not in self.unlabelled)
                 made[index] = piece
@@ -102,6 +103,6 @@ class StructureDataset:
             yield chunk
 
     def _num_atoms(self, index: int) -> int:
-        if isinstance(self.source, DataFile):
-            return int(self.source.atom_ptr[index + 1] - self.source.atom_ptr[index])
+        if isinstance(self.source, DataFile | JoinedFiles):
+            return self.source.num_atoms(index)
         return self.source[index].num_atoms

@@ -180,6 +180,10 @@ class DataFile:
 
     # structures
 
+    def num_atoms(self, index: int) -> int:
+        """Atoms of one structure."""
+        return int(self.atom_ptr[index + 1] - self.atom_ptr[index])
+
     def __getitem__(self, index: int) -> Structure:
         return self.read([range(len(self))[index]])[0]
 

@@ -17,6 +17,9 @@ import numpy.typing as npt
 
 from fastkd.errors import DataError
 
+#: Sets the random numbers of synthetic structures apart from those of the other pools.
+SYNTHETIC = 2
+
 
 @dataclass(frozen=True)
 class Caps:
@@ -70,6 +73,8 @@ class BatchSampler:
         seed: of the order.
         labelled_fraction: share of each batch that is drawn from ``labelled``; 0 shuffles both into one pool.
         size: ``size(index) -> (atoms, edges)`` of a structure; needed for caps on atoms or edges.
+        synthetic: structures that are mixed in at random.
+        synthetic_fraction: q, the probability of each draw to be one of these; the sum of the sampling weights of all ``synthetic``.
 
     Raises:
         DataError: if there is nothing to draw from, or a structure alone exceeds a cap.
@@ -84,6 +89,8 @@ class BatchSampler:
         seed: int,
         labelled_fraction: float = 0.0,
         size: Callable[[int], tuple[int, int]] | None = None,
+        synthetic: Sequence[int] = (),
+        synthetic_fraction: float = 0.0,
     ) -> None:
         if labelled_fraction > 0 and len(unlabelled):
             self._pools = [Pool(labelled, seed, 0), Pool(unlabelled, seed, 1)]
@@ -93,7 +100,9 @@ class BatchSampler:
         else:
             self._pools = [Pool([*labelled, *unlabelled], seed, 0)]
             self._share = Fraction(1)
-        self._drawn = 0
+        self._seed, self._synthetic_fraction = seed, synthetic_fraction
+        self._synthetic = Pool(synthetic, seed, SYNTHETIC) if synthetic_fraction > 0 else None
+        self._drawn = self._drawn_synthetic = 0
         self._caps = caps
         self._size = size if caps.atoms or caps.edges else None
         if (caps.atoms or caps.edges) and size is None:
@@ -106,9 +115,7 @@ class BatchSampler:
         batch: list[int] = []
         atoms = edges = 0
         for _ in range(self._caps.structures):
-            # spread evenly over all that was ever drawn, so that the share is kept when caps end batches early
-            from_labelled = math.floor((self._drawn + 1) * self._share) > math.floor(self._drawn * self._share)
-            pool = self._pools[0 if from_labelled else -1]
+            pool = self._next_pool()
             if self._size is not None:
                 more_atoms, more_edges = self._size(pool.peek())
                 self._refuse_giant(pool.peek(), more_atoms, more_edges)
@@ -116,8 +123,21 @@ class BatchSampler:
                 if batch and (0 < self._caps.atoms < atoms or 0 < self._caps.edges < edges):
                     break
             batch.append(pool.take())
-            self._drawn += 1
+            if pool is self._synthetic:
+                self._drawn_synthetic += 1
+            else:
+                self._drawn += 1
         return batch
+
+    def _next_pool(self) -> Pool:
+        if self._synthetic is not None:
+            # of the number of the draw alone: a structure that did not fit into a batch is drawn again for the next
+            source = np.random.PCG64(np.random.SeedSequence([self._seed, SYNTHETIC, self._drawn + self._drawn_synthetic]))
+            if np.random.Generator(source).random() < self._synthetic_fraction:
+                return self._synthetic
+        # spread evenly over all that was ever drawn, so that the share is kept when caps end batches early
+        from_labelled = math.floor((self._drawn + 1) * self._share) > math.floor(self._drawn * self._share)
+        return self._pools[0 if from_labelled else -1]
 
     def _refuse_giant(self, index: int, atoms: int, edges: int) -> None:
         for what, size, cap in (("atoms", atoms, self._caps.atoms), ("edges", edges, self._caps.edges)):
@@ -128,13 +148,22 @@ class BatchSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is: a few integers."""
-        return {"pools": [[pool.epoch, pool.position] for pool in self._pools], "drawn": self._drawn}
+        state: dict[str, Any] = {"pools": [[pool.epoch, pool.position] for pool in self._pools], "drawn": self._drawn}
+        if self._synthetic is not None:
+            state["synthetic"] = [self._synthetic.epoch, self._synthetic.position, self._drawn_synthetic]
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
         if len(state["pools"]) != len(self._pools):
             raise ValueError(f"the sampler has {len(self._pools)} pools, its saved state has {len(state['pools'])}")
+        if (self._synthetic is None) != ("synthetic" not in state):
+            raise ValueError("with synthetic structures a run cannot go on from a state without, nor the other way round")
         for pool, (epoch, position) in zip(self._pools, state["pools"], strict=True):
             pool.go_to(int(epoch), int(position))
         # a single pool does not need it, so a state may lack it
         self._drawn = int(state.get("drawn", 0))
+        if self._synthetic is not None:
+            epoch, position, drawn = state["synthetic"]
+            self._synthetic.go_to(int(epoch), int(position))
+            self._drawn_synthetic = int(drawn)

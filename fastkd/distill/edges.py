@@ -45,7 +45,10 @@ class EdgeTerm(Term):
             own = features.edge_graph
             shift = graph.edge_shift if own is None else own.shift
             self._require_same(graph.csr if own is None else own.csr, shift, teacher)
-        return strategies.edge_to_edge(feature, target.detach(), self.projection, self.loss)  # type: ignore[arg-type]
+        weight = None
+        if batch.atom_weight is not None:
+            weight = batch.atom_weight[have(teacher.graph, self, "graph").edge_dst]
+        return strategies.edge_to_edge(feature, self.constant(target), self.projection, self.loss, weight)  # type: ignore[arg-type]
 
     def _require_same(self, graph: CSRGraph, shift: Tensor, teacher: TeacherOutput) -> None:
         theirs = have(teacher.graph, self, "graph")

@@ -20,11 +20,17 @@ from torch import Tensor, nn
 FeatureLoss = Literal["mse", "mae", "huber"]
 
 
-def elementwise(residual: Tensor, kind: FeatureLoss) -> Tensor:
+def elementwise(residual: Tensor, kind: FeatureLoss, weight: Tensor | None = None) -> Tensor:
     """Mean over all elements of ρ(residual): r², |r|, or Huber's with δ = 1; 0 for an empty tensor.
 
-    Huber is r²/2 where |r| ≤ 1 and |r| − 1/2 beyond.
+    Huber is r²/2 where |r| ≤ 1 and |r| − 1/2 beyond. ``weight`` [n] multiplies the rows of ``residual`` [n, …] after ρ.
     """
+    if weight is not None:
+        rows = weight.to(residual.dtype).view(-1, *(1,) * (residual.dim() - 1))
+        if kind == "huber":
+            each = nn.functional.huber_loss(residual, torch.zeros_like(residual), reduction="none")
+            return (rows * each).sum() / max(residual.numel(), 1)
+        residual = residual * _inside(rows, kind)
     if kind == "mse":
         total = residual.square().sum()
     elif kind == "mae":
@@ -32,6 +38,11 @@ def elementwise(residual: Tensor, kind: FeatureLoss) -> Tensor:
     else:
         total = nn.functional.huber_loss(residual, torch.zeros_like(residual), reduction="sum")
     return total / max(residual.numel(), 1)
+
+
+def _inside(weight: Tensor, kind: FeatureLoss) -> Tensor:
+    """What a residual is multiplied with so that ρ of it is multiplied by a weight: √w within squares."""
+    return weight.sqrt() if kind == "mse" else weight
 
 
 def _linear_init(outputs: int, inputs: int, *, bias: bool, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter | None]:
@@ -51,12 +62,12 @@ class Projection(nn.Module):
         """M(feature), [n, c] → [n, d] or [n, 3, c] → [n, 3, d]; for losses that are not a mean over elements."""
         raise NotImplementedError
 
-    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
-        """Mean over rows and channels of ρ(M(feature) − target); ``feature`` [n, c], ``target`` [n, d]."""
+    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss, weight: Tensor | None = None) -> Tensor:
+        """Mean over rows and channels of w ρ(M(feature) − target); ``feature`` [n, c], ``target`` [n, d], ``weight`` [n]."""
         raise NotImplementedError
 
-    def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
-        """Mean over atoms, axes and channels of ρ(M(feature) − target); ``feature`` [n_atoms, 3, c], ``target`` [n_atoms, 3, d]."""
+    def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss, weight: Tensor | None = None) -> Tensor:
+        """Mean over atoms, axes and channels of w ρ(M(feature) − target); ``feature`` [n_atoms, 3, c], ``target`` [n_atoms, 3, d]."""
         raise NotImplementedError
 
     def geometric_loss(self, feature: Tensor, target: Tensor, atom_ptr: Tensor, mix: float) -> Tensor:
@@ -77,15 +88,31 @@ class LinearProjection(Projection):
     def map(self, feature: Tensor) -> Tensor:
         return nn.functional.linear(feature.to(self.weight.dtype), self.weight, self.bias)
 
-    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss, weight: Tensor | None = None) -> Tensor:
         dtype = self.weight.dtype
-        return projected_loss(feature.to(dtype), self.weight, self.bias, target.to(dtype), kind)
+        feature, target = feature.to(dtype), target.to(dtype)
+        if weight is None:
+            return projected_loss(feature, self.weight, self.bias, target, kind)
+        if kind == "huber":
+            return elementwise(self.map(feature) - target, kind, weight)
+        rows = _inside(weight.to(dtype), kind)[:, None]
+        if self.bias is None:
+            return projected_loss(rows * feature, self.weight, None, rows * target, kind)
+        # w (M x + b − t) is linear in (w x, w): the bias becomes a column, and the residual is still never in memory
+        wider = torch.cat([self.weight, self.bias[:, None]], dim=1)
+        return projected_loss(torch.cat([rows * feature, rows], dim=1), wider, None, rows * target, kind)
 
-    def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+    def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss, weight: Tensor | None = None) -> Tensor:
         if self.bias is not None:
             raise RuntimeError("a projection of vectors must not have a bias")
         dtype = self.weight.dtype
-        return vector_loss(feature.to(dtype), self.weight, target.to(dtype), kind)
+        feature, target = feature.to(dtype), target.to(dtype)
+        if weight is None:
+            return vector_loss(feature, self.weight, target, kind)
+        if kind == "huber":
+            return elementwise(self.map(feature) - target, kind, weight)
+        rows = _inside(weight.to(dtype), kind)[:, None, None]
+        return vector_loss(rows * feature, self.weight, rows * target, kind)
 
     def geometric_loss(self, feature: Tensor, target: Tensor, atom_ptr: Tensor, mix: float) -> Tensor:
         dtype = self.weight.dtype
@@ -106,8 +133,8 @@ class MLPProjection(Projection):
     def _hidden(self, feature: Tensor) -> Tensor:
         return nn.functional.linear(feature.to(self.hidden_weight.dtype), self.hidden_weight, self.hidden_bias).relu()
 
-    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
-        return self.out.node_loss(self._hidden(feature), target, kind)
+    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss, weight: Tensor | None = None) -> Tensor:
+        return self.out.node_loss(self._hidden(feature), target, kind, weight)
 
 
 class IdentityProjection(Projection):
@@ -116,12 +143,12 @@ class IdentityProjection(Projection):
     def map(self, feature: Tensor) -> Tensor:
         return feature.to(torch.promote_types(feature.dtype, torch.float32))
 
-    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
+    def node_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss, weight: Tensor | None = None) -> Tensor:
         mapped = self.map(feature)
-        return elementwise(mapped - target.to(mapped.dtype), kind)
+        return elementwise(mapped - target.to(mapped.dtype), kind, weight)
 
-    def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss) -> Tensor:
-        return self.node_loss(feature, target, kind)
+    def vector_loss(self, feature: Tensor, target: Tensor, kind: FeatureLoss, weight: Tensor | None = None) -> Tensor:
+        return self.node_loss(feature, target, kind, weight)
 
     def geometric_loss(self, feature: Tensor, target: Tensor, atom_ptr: Tensor, mix: float) -> Tensor:
         mapped = self.map(feature)

@@ -2,6 +2,7 @@
 
 Source: F. Ekström Kelvinius et al., Accelerating molecular graph neural networks via knowledge distillation, NeurIPS 2023, and the
 authors' public code for what the paper leaves open. Averages of features run over *all* atoms; fixed atoms are left out of forces only.
+A ``weight`` multiplies the loss of each row (structure, atom or edge) before the mean.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from fastkd.distill.projections import FeatureLoss, Projection, elementwise
 ForcesLoss = Literal["l2", "mse", "mae", "huber"]
 
 
-def energy_loss(student_energy: Tensor, teacher_energy: Tensor, kind: FeatureLoss = "mae") -> Tensor:
-    """Vanilla (1), energy: mean over structures of ρ(E_s − E_t); both [n_graphs] in eV, subtracted in float64 because totals are large."""
-    return elementwise(student_energy.double() - teacher_energy.double(), kind)
+def energy_loss(student_energy: Tensor, teacher_energy: Tensor, kind: FeatureLoss = "mae", weight: Tensor | None = None) -> Tensor:
+    """Vanilla (1), energy: mean over structures of w ρ(E_s − E_t); both [n_graphs] in eV, subtracted in float64 because totals are large."""
+    return elementwise(student_energy.double() - teacher_energy.double(), kind, weight)
 
 
-def forces_loss(student_forces: Tensor, teacher_forces: Tensor, kind: ForcesLoss = "l2", free: Tensor | None = None) -> Tensor:
+def forces_loss(
+    student_forces: Tensor, teacher_forces: Tensor, kind: ForcesLoss = "l2", free: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
     """Vanilla (1), forces: mean over free atoms of ‖F_s,i − F_t,i‖₂ in eV/Å; other kinds are means over components.
 
     Args:
@@ -30,6 +33,7 @@ def forces_loss(student_forces: Tensor, teacher_forces: Tensor, kind: ForcesLoss
         teacher_forces: [n_atoms, 3] eV/Å.
         kind: ``l2``, ``mse``, ``mae`` or ``huber``.
         free: [n_atoms] bool, atoms that may move; None for all.
+        weight: [n_atoms], of each atom's structure; None for 1.
     """
     residual = student_forces - teacher_forces.to(student_forces.dtype)
     atoms: int | Tensor = max(residual.shape[0], 1)
@@ -38,14 +42,18 @@ def forces_loss(student_forces: Tensor, teacher_forces: Tensor, kind: ForcesLoss
         residual = residual * free.unsqueeze(-1)
         atoms = free.sum().clamp(min=1)
     if kind != "l2":
-        return elementwise(residual, kind) * (residual.shape[0] / atoms)
+        return elementwise(residual, kind, weight) * (residual.shape[0] / atoms)
     # vector_norm has a zero subgradient at zero, so that a perfect student does not become NaN
-    total: Tensor = torch.linalg.vector_norm(residual, dim=-1).sum()
-    return total / atoms
+    norm: Tensor = torch.linalg.vector_norm(residual, dim=-1)
+    return (norm if weight is None else norm * weight.to(norm.dtype)).sum() / atoms
 
 
 def atom_energy_loss(
-    student_atom_energy: Tensor, teacher_atom_energy: Tensor, shift: Tensor | None = None, kind: FeatureLoss = "mae"
+    student_atom_energy: Tensor,
+    teacher_atom_energy: Tensor,
+    shift: Tensor | None = None,
+    kind: FeatureLoss = "mae",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Vanilla (2): mean over atoms of ρ(E_s,i − E_t,i) in eV, contributions before the sum over a structure.
 
@@ -54,28 +62,35 @@ def atom_energy_loss(
         teacher_atom_energy: [n_atoms] eV, without reference energies.
         shift: [n_atoms] float64, eV, the teacher's reference energy of each atom minus the student's; None if they share them.
         kind: ``mae``, ``mse`` or ``huber``.
+        weight: [n_atoms], of each atom's structure; None for 1.
     """
     target = teacher_atom_energy.double() if shift is None else teacher_atom_energy.double() + shift
-    return elementwise(student_atom_energy.double() - target, kind)
+    return elementwise(student_atom_energy.double() - target, kind, weight)
 
 
-def node_to_node(student_node: Tensor, teacher_node: Tensor, projection: Projection, kind: FeatureLoss = "mse") -> Tensor:
+def node_to_node(
+    student_node: Tensor, teacher_node: Tensor, projection: Projection, kind: FeatureLoss = "mse", weight: Tensor | None = None
+) -> Tensor:
     """n2n: mean_{i,c} ρ( M(x_s)_ic − x_t,ic ), ``student_node`` [n_atoms, k·c], ``teacher_node`` [n_atoms, d]."""
-    return projection.node_loss(student_node, teacher_node, kind)
+    return projection.node_loss(student_node, teacher_node, kind, weight)
 
 
-def edge_to_node(student_node: Tensor, teacher_edge_sum: Tensor, projection: Projection, kind: FeatureLoss = "mse") -> Tensor:
+def edge_to_node(
+    student_node: Tensor, teacher_edge_sum: Tensor, projection: Projection, kind: FeatureLoss = "mse", weight: Tensor | None = None
+) -> Tensor:
     """e2n: mean_{i,c} ρ( M(x_s)_ic − [Σ_{s→i} e_t,si]_c ), ``teacher_edge_sum`` [n_atoms, d_edge]."""
-    return projection.node_loss(student_node, teacher_edge_sum, kind)
+    return projection.node_loss(student_node, teacher_edge_sum, kind, weight)
 
 
-def vector_to_vector(student_vector: Tensor, teacher_vector: Tensor, projection: Projection, kind: FeatureLoss = "mse") -> Tensor:
+def vector_to_vector(
+    student_vector: Tensor, teacher_vector: Tensor, projection: Projection, kind: FeatureLoss = "mse", weight: Tensor | None = None
+) -> Tensor:
     """v2v: mean_{i,a,c} ρ( M(v_s)_iac − v_t,iac ), ``student_vector`` [n_atoms, 3, k·c], ``teacher_vector`` [n_atoms, 3, d].
 
     M mixes channels and has no bias. ``teacher_vector`` is the teacher's own, or Σ_{s→i} r̂_si ⊗ e_t,si of its edge features. The loss is
     invariant under rotations for ``mse``; ``mae`` and ``huber`` act on components and are not.
     """
-    return projection.vector_loss(student_vector, teacher_vector, kind)
+    return projection.vector_loss(student_vector, teacher_vector, kind, weight)
 
 
 def vector_geometric(student_vector: Tensor, teacher_vector: Tensor, projection: Projection, atom_ptr: Tensor, mix: float = 0.5) -> Tensor:
@@ -94,9 +109,11 @@ def vector_geometric(student_vector: Tensor, teacher_vector: Tensor, projection:
     return projection.geometric_loss(student_vector, teacher_vector, atom_ptr, mix)
 
 
-def edge_to_edge(student_edge: Tensor, teacher_edge: Tensor, projection: Projection, kind: FeatureLoss = "mse") -> Tensor:
+def edge_to_edge(
+    student_edge: Tensor, teacher_edge: Tensor, projection: Projection, kind: FeatureLoss = "mse", weight: Tensor | None = None
+) -> Tensor:
     """e2e: mean_{e,c} ρ( M(e_s)_ec − e_t,ec ) over the same edges; ``student_edge`` [n_edges, k·c], ``teacher_edge`` [n_edges, d]."""
-    return projection.node_loss(student_edge, teacher_edge, kind)
+    return projection.node_loss(student_edge, teacher_edge, kind, weight)
 
 
 def alignment(student: Tensor, teacher: Tensor, projection: Projection) -> Tensor:

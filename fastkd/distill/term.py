@@ -56,11 +56,17 @@ class Term(nn.Module):
         self.needs = needs
         #: layers of the student whose edge features it must hold on to, see `Potential.kept_layers`
         self.student_keeps: frozenset[str] = frozenset()
+        #: whether gradients go into the teacher's side, for adversarial structures; see `Terms.through_teacher`
+        self.through_teacher = False
 
     @property
     def unit(self) -> str:
         """Of the raw loss."""
         return UNIT.get(self.kind, "1") if self.loss in ("mae", "l2") else "1"
+
+    def constant(self, target: Tensor) -> Tensor:
+        """The teacher's side of a comparison, without gradient unless one is asked for."""
+        return target if self.through_teacher else target.detach()
 
     def raw(self, student: Prediction, teacher: TeacherOutput, batch: Batch) -> Tensor:
         """L_KD, a scalar."""

@@ -10,8 +10,9 @@ The source must supply ``terms.needs``. Terms run in float32 (float64 for float6
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
-from typing import Self, cast
+from typing import Literal, Self, cast
 
 import torch
 from fastkd_kernels import edge_to_node, edge_to_node_vector
@@ -42,6 +43,8 @@ __all__ = ["FeatureTerm", "OutputTerm", "Term", "TermValue", "Terms", "build_ter
 
 #: Sets the projections' random numbers apart from those of a student with the same seed.
 SEED_STREAM = 0x6B64_7072_6F6A
+#: Which terms of a run.
+Which = Literal["all", "taught", "own"]
 
 
 class OutputTerm(Term):
@@ -68,14 +71,16 @@ class OutputTerm(Term):
 
     def raw(self, student: Prediction, teacher: TeacherOutput, batch: Batch) -> Tensor:
         if self.kind == "energy":
-            return strategies.energy_loss(student.energy, have(teacher.energy, self, "energy"), cast("FeatureLoss", self.loss))
+            target = have(teacher.energy, self, "energy")
+            return strategies.energy_loss(student.energy, target, cast("FeatureLoss", self.loss), batch.weight)
         if self.kind == "forces":
             predicted = have(student.forces, self, "forces of the student")
             free = batch.free if self.free_atoms else None
-            return strategies.forces_loss(predicted, have(teacher.forces, self, "forces"), cast("ForcesLoss", self.loss), free)
+            target = have(teacher.forces, self, "forces")
+            return strategies.forces_loss(predicted, target, cast("ForcesLoss", self.loss), free, batch.atom_weight)
         shift = None if self.reference_shift is None else self.reference_shift[batch.atomic_numbers]
         target = have(teacher.atom_energy, self, "atom_energy")
-        return strategies.atom_energy_loss(student.atom_energy, target, shift, cast("FeatureLoss", self.loss))
+        return strategies.atom_energy_loss(student.atom_energy, target, shift, cast("FeatureLoss", self.loss), batch.atom_weight)
 
 
 class FeatureTerm(Term):
@@ -117,7 +122,7 @@ class FeatureTerm(Term):
         return strategies.mean_of_sum(value, have(degree, self, "degree"))
 
     def raw(self, student: Prediction, teacher: TeacherOutput, batch: Batch) -> Tensor:
-        own, target, projection = self.student_feature(student), self.teacher_feature(teacher).detach(), self.projection
+        own, target, projection = self.student_feature(student), self.constant(self.teacher_feature(teacher)), self.projection
         match self.loss:
             case "cka":
                 return strategies.alignment(own, target, projection)
@@ -130,7 +135,7 @@ class FeatureTerm(Term):
                 return strategies.vector_geometric(own, target, projection, batch.atom_ptr, self.mix)
         kind = cast("FeatureLoss", self.loss)
         compare = {"n2n": strategies.node_to_node, "e2n": strategies.edge_to_node, "v2v": strategies.vector_to_vector}[self.kind]
-        return compare(own, target, projection, kind)
+        return compare(own, target, projection, kind, batch.atom_weight)
 
 
 class Terms(nn.Module):
@@ -158,7 +163,20 @@ class Terms(nn.Module):
         """What the student is to be asked about: the batch, with the teacher's edges for its own where a term hands them on."""
         return batch if self._handed_cutoff is None else on_teachers_edges(batch, teacher, self._handed_cutoff)
 
-    def forward(self, student: Prediction, teacher: TeacherOutput | None, batch: Batch, step: int = 0) -> dict[str, TermValue]:
+    @contextlib.contextmanager
+    def through_teacher(self) -> Iterator[None]:
+        """Inside, gradients reach the teacher's outputs, if these have any."""
+        for term in self:
+            term.through_teacher = True
+        try:
+            yield
+        finally:
+            for term in self:
+                term.through_teacher = False
+
+    def forward(
+        self, student: Prediction, teacher: TeacherOutput | None, batch: Batch, step: int = 0, which: Which = "all"
+    ) -> dict[str, TermValue]:
         """Every term on one batch, by name (the strategy, numbered from the second of a kind on).
 
         Args:
@@ -166,6 +184,7 @@ class Terms(nn.Module):
             teacher: output of the frozen teacher for the same batch, holding `needs`; None where no term needs any.
             batch: the structures, with the student's own graph.
             step: optimiser step, counted from 0, for scheduled weights.
+            which: all terms, those that need a teacher (``taught``), or those that do not (``own``).
 
         Raises:
             ValueError: if the teacher output or the student's prediction lacks what a term needs.
@@ -174,6 +193,8 @@ class Terms(nn.Module):
         said = TeacherOutput() if teacher is None else teacher
         with torch.autocast(batch.positions.device.type, enabled=False):
             for term in self:
+                if which != "all" and bool(term.needs) != (which == "taught"):
+                    continue
                 values[term.name] = term.value(student, said, batch, step)
         return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastkd.config import Config
 from fastkd.data.batch import Batch
 from fastkd.data.card import make_card
 from fastkd.data.dataset import StructureDataset
+from fastkd.data.mixture import JoinedFiles, mixing_weights
 from fastkd.data.reader import DataFile
 from fastkd.data.reference import References, compositions, fit_reference, force_rms, make_references
 from fastkd.data.sampler import BatchSampler, Caps
@@ -32,11 +34,15 @@ SAMPLE = 3
 class TrainingBatches:
     """Endless training batches; the state is the sampler's."""
 
-    def __init__(self, dataset: StructureDataset, sampler: BatchSampler, device: torch.device) -> None:
-        self._dataset, self._sampler, self._device = dataset, sampler, device
+    def __init__(self, dataset: StructureDataset, sampler: BatchSampler, device: torch.device, synthetic_weight: float = 1.0) -> None:
+        self._dataset, self._sampler, self._device, self._ratio = dataset, sampler, device, synthetic_weight
 
     def __next__(self) -> Batch:
         batch = self._dataset.batch(next(self._sampler))
+        source = self._dataset.source
+        if self._ratio != 1.0 and isinstance(source, JoinedFiles):
+            weight = mixing_weights(source.second(batch.structure_index), self._ratio)
+            batch = replace(batch, weight=weight.to(batch.positions.dtype))
         return batch if self._device.type == "cpu" else batch.to(self._device)
 
     def peek(self) -> Batch:
@@ -61,19 +67,27 @@ class RunData:
         config: of the run; ``data`` chooses, ``run.seed`` draws.
         device: batches are handed out there.
         dtype: of batches.
+        synthetic: file of ``augment.synthetic``, whose structures are mixed into training, and nowhere else.
 
     Raises:
         DataError: see `fastkd.data.select.select` and `fastkd.data.reference.make_references`; if the model wants bonds and there are none.
         ConfigError: if more structures are asked for than there are.
     """
 
-    def __init__(self, file: DataFile, config: Config, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, file: DataFile, config: Config, device: torch.device, dtype: torch.dtype, synthetic: DataFile | None = None) -> None:
         self.file, self.config, self.device, self.dtype = file, config, device, dtype
         if config.model.kind in _WITH_LOCAL_EDGES and config.model.local == "bonds" and file.bond_ptr is None:
             raise DataError(
                 f"{file.path} has no bonds, which model.local=bonds asks for; add them (docs/file-format.md), or set model.local=covalent"
             )
         self.selection = select(file, config.data, config.run.seed)
+        #: numbers of synthetic structures in `training`
+        self.synthetic: np.ndarray[Any, np.dtype[np.int64]] = np.arange(0, dtype=np.int64)
+        self.source: DataFile | JoinedFiles = file
+        if synthetic is not None:
+            self._check_synthetic(synthetic)
+            self.source = JoinedFiles(file, synthetic)
+            self.synthetic = np.arange(len(file), len(file) + len(synthetic), dtype=np.int64)
         self._datasets: dict[tuple[float, ...], StructureDataset] = {}
         labelled = file.read(self.selection.labelled)
         energy = np.array([structure.energy for structure in labelled], dtype=np.float64)
@@ -83,8 +97,32 @@ class RunData:
 
     @property
     def hash(self) -> str:
-        """Content hash of the file."""
-        return self.file.content_hash
+        """Content hash of the file, or of both with synthetic structures."""
+        return self.source.content_hash
+
+    @property
+    def training(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Numbers of all structures that training sees, ascending: the training split's, then the synthetic ones."""
+        return np.concatenate([self.selection.train, self.synthetic])
+
+    @property
+    def training_atoms(self) -> int:
+        """Atoms of all structures in `training`."""
+        pointers, chosen = self.file.atom_ptr, self.selection.train
+        own = int((pointers[chosen + 1] - pointers[chosen]).sum())
+        return own + (int(self.source.other.atom_ptr[-1]) if isinstance(self.source, JoinedFiles) else 0)
+
+    def _check_synthetic(self, synthetic: DataFile) -> None:
+        if not len(synthetic) or len(synthetic.missing_labels()):
+            raise DataError(f"{synthetic.path} (augment.synthetic) must hold structures, all with labels; make it with fastkd synthesize")
+        if (synthetic.bond_ptr is None) != (self.file.bond_ptr is None):
+            raise DataError(f"of {synthetic.path} (augment.synthetic) and {self.file.path} only one has bonds; give them to both, or none")
+        refuse = elements(synthetic, np.arange(len(synthetic), dtype=np.int64)) - elements(self.file, self.selection.train)
+        if refuse:
+            names = ", ".join(chemical_symbols[number] for number in sorted(refuse))
+            raise DataError(
+                f"{synthetic.path} (augment.synthetic) has {names}, which no training structure has; leave these structures out"
+            )
 
     @cached_property
     def card(self) -> str:
@@ -95,13 +133,13 @@ class RunData:
         """Structures with neighbour graphs of some cutoffs; labels of the unlabelled ones are hidden."""
         key = tuple(sorted(set(cutoffs)))
         if key not in self._datasets:
-            self._datasets[key] = StructureDataset(self.file, key, dtype=self.dtype, unlabelled=self.selection.unlabelled.tolist())
+            self._datasets[key] = StructureDataset(self.source, key, dtype=self.dtype, unlabelled=self.selection.unlabelled.tolist())
         return self._datasets[key]
 
     def training_batches(self, *cutoffs: float) -> TrainingBatches:
         """The stream of training batches, with a neighbour graph for each cutoff."""
         data, dataset = self.config.data, self.dataset(*cutoffs)
-        dataset.preload(self.selection.train.tolist())
+        dataset.preload(self.training.tolist())
 
         def size(index: int) -> tuple[int, int]:
             (piece,) = dataset.pieces([index])
@@ -114,12 +152,14 @@ class RunData:
             seed=self.config.run.seed,
             labelled_fraction=data.labelled_fraction,
             size=size,
+            synthetic=self.synthetic.tolist(),
+            synthetic_fraction=self.config.augment.synthetic_fraction if len(self.synthetic) else 0.0,
         )
-        return TrainingBatches(dataset, sampler, self.device)
+        return TrainingBatches(dataset, sampler, self.device, self.config.augment.synthetic_weight)
 
     def teacher_batches(self, cutoff: float | None) -> Iterator[Batch]:
         """Every training structure once, in an order that depends on nothing but the selection; no cutoff, no neighbour graph."""
-        return self._moved(self.dataset(*_given(cutoff)), self.selection.train)
+        return self._moved(self.dataset(*_given(cutoff)), self.training)
 
     def sample(self, cutoff: float | None) -> Batch:
         """A few training structures, to look at what a teacher makes of them."""

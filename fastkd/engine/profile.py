@@ -106,7 +106,8 @@ class _Profiler:
         trainee, teacher = self.job.trainee, self.job.teacher
         waits = self._draw()
         live = trainee.teacher
-        cached = self._cache(teacher, trainee.terms) if isinstance(live, LiveTeacher) and teacher is not None else None
+        still = trainee.perturbation is None  # what is kept of a structure says nothing about its moved copies
+        cached = self._cache(teacher, trainee.terms) if isinstance(live, LiveTeacher) and teacher is not None and still else None
         use_cache = cached is not None and self.config.teacher.cache != "none"
         if cached is not None and use_cache:
             trainee = replace(trainee, teacher=cached)
@@ -215,14 +216,12 @@ class _Profiler:
                 if number >= self.warmup:
                     times[name].append(timer.milliseconds()[0][name])
         live_ms, cached_ms = (float(np.median(times[name])) for name in ("live", "cached"))
-        train = self.data.selection.train
+        train = len(self.data.training)
         measured = self.batches[self.warmup :]
-        build_s = 1e-3 * sum(times["live"]) / sum(batch.num_graphs for batch in measured) * len(train)
+        build_s = 1e-3 * sum(times["live"]) / sum(batch.num_graphs for batch in measured) * train
         steps = self.config.train.steps
-        pointers = self.data.file.atom_ptr
-        atoms = int((pointers[train + 1] - pointers[train]).sum())
-        size = cache_bytes(live(measured[0]), terms, measured[0], structures=len(train), atoms=atoms)
-        return Cache(live_ms, cached_ms, build_s, 1e-3 * (live_ms - cached_ms) * steps - build_s, size, len(train), steps)
+        size = cache_bytes(live(measured[0]), terms, measured[0], structures=train, atoms=self.data.training_atoms)
+        return Cache(live_ms, cached_ms, build_s, 1e-3 * (live_ms - cached_ms) * steps - build_s, size, train, steps)
 
 
 def cache_bytes(output: TeacherOutput, terms: Terms, batch: Batch, *, structures: int, atoms: int) -> int:
@@ -265,7 +264,7 @@ def _with_terms(trainee: Trainee, names: Iterable[str], live: Any) -> Trainee:
     assert trainee.terms is not None
     kept = [term for name, term in trainee.terms.terms.items() if name in set(names) and isinstance(term, Term)]
     if not kept:
-        return replace(trainee, terms=None, teacher=None, timer=OFF)
+        return replace(trainee, terms=None, teacher=None, perturbation=None, timer=OFF)
     terms = Terms(kept)
     source = LiveTeacher(live.teacher, terms.needs) if isinstance(live, LiveTeacher) else trainee.teacher
     return replace(trainee, terms=terms, teacher=source, timer=OFF)

@@ -17,6 +17,7 @@ from fastkd.data.batch import Batch
 from fastkd.data.reader import DataFile
 from fastkd.data.select import open_data_file
 from fastkd.distill import Terms, build_terms
+from fastkd.distill.augment import build_perturbation, check_augment
 from fastkd.distill.terms import FeatureTerm
 from fastkd.engine.datasets import RunData
 from fastkd.engine.ema import Average
@@ -36,6 +37,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Say = Callable[[str], None]
 CacheMode = Literal["disk", "none"]
+#: `augment.kind`s that show the teacher structures which no cache has.
+MOVING = ("rattle", "adversarial")
 
 
 @dataclass(eq=False)
@@ -54,10 +57,18 @@ class Workbench:
         """The data of a run; the card of each file is shown once."""
         if config.data.path not in self.files:
             self.files[config.data.path] = open_data_file(config.data.path)
-        data = RunData(self.files[config.data.path], config, choose_device(config.run.device), DTYPES[config.run.dtype])
+        synthetic = config.augment.synthetic
+        if synthetic and synthetic not in self.files:
+            self.files[synthetic] = open_data_file(synthetic)
+        more = self.files[synthetic] if synthetic else None
+        data = RunData(self.files[config.data.path], config, choose_device(config.run.device), DTYPES[config.run.dtype], more)
         if config.data.path not in self.shown:
             self.shown.add(config.data.path)
             self.say(data.card)
+        if synthetic and synthetic not in self.shown:
+            self.shown.add(synthetic)
+            share, weight = config.augment.synthetic_fraction, config.augment.synthetic_weight
+            self.say(f"{synthetic}: {len(data.synthetic):,} synthetic structures, {100 * share:g} % of what is drawn, weight {weight:g}")
         return data
 
     def teacher(self, config: Config) -> BaseTeacher:
@@ -88,11 +99,17 @@ class Workbench:
             chosen: what ``auto`` came to when the run began; None: it comes to it now.
         """
         mode: str = config.teacher.cache
+        if config.augment.kind in MOVING:
+            if mode != "none":
+                self.say(
+                    f"augment.kind={config.augment.kind} moves atoms: the teacher is asked anew for every batch, nothing of it is kept"
+                )
+            mode = "none"
         if mode == "auto":
             mode = chosen or self._judged(config, teacher, terms, data)
         if mode == "none":
             return LiveTeacher(teacher, terms.needs)
-        wanted, asked = frozenset(data.selection.train.tolist()), config.teacher
+        wanted, asked = frozenset(data.training.tolist()), config.teacher
         key = f"{teacher.hash} {data.hash} {teacher.dtype} {teacher.cutoff} {mode}"
         key += f" {asked.cache_path} {asked.cache_dtype} {asked.cache_preload}" if mode == "disk" else ""
         for known, structures, cache in self.caches:
@@ -111,7 +128,12 @@ class Workbench:
         return cache
 
     def _judged(self, config: Config, teacher: BaseTeacher, terms: Terms, data: RunData) -> CacheMode:
-        sharing = [run for run in self.planned if (run.teacher, run.data) == (config.teacher, config.data) and run.distill.terms]
+        sharing = [
+            run
+            for run in self.planned
+            if (run.teacher, run.data, run.augment.synthetic) == (config.teacher, config.data, config.augment.synthetic)
+            and run.distill.terms
+        ]
         verdict = judge(config, teacher, terms.needs | self.needs_to_come(config, teacher), data, runs=max(1, len(sharing)))
         self.say(str(verdict))
         return "disk" if verdict.cached else "none"
@@ -120,7 +142,7 @@ class Workbench:
         """What other runs of the comparison will ask of the same teacher about the same structures."""
         needs: frozenset[Need] = frozenset()
         for other in {str(run.distill): run for run in self.planned}.values():
-            if (other.teacher, other.data) != (config.teacher, config.data):
+            if (other.teacher, other.data, other.augment.synthetic) != (config.teacher, config.data, config.augment.synthetic):
                 continue
             # a run whose terms cannot be built says so itself, when it is its turn
             with contextlib.suppress(UserError):
@@ -192,7 +214,9 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
         trainee = _trainee(config, bench, student, teacher, data, _chosen(checkpoint))
         # a cached teacher needs no neighbour graph of its own
         cutoffs = {config.model.cutoff}
-        if isinstance(trainee.teacher, LiveTeacher) and trainee.teacher.teacher.cutoff is not None:
+        # nor does one that sees moved atoms only, whose graphs are found when they have moved
+        moves = trainee.perturbation is not None and not trainee.perturbation.wants_forces
+        if isinstance(trainee.teacher, LiveTeacher) and trainee.teacher.teacher.cutoff is not None and not moves:
             cutoffs.add(trainee.teacher.teacher.cutoff)
         job = Job(
             label,
@@ -228,6 +252,8 @@ def build_cache_of(
     Raises:
         UserError: for everything that config, data, teacher or an existing file may have wrong.
     """
+    if config.augment.kind in MOVING:
+        raise ConfigError(f"augment.kind={config.augment.kind} moves atoms, so a run cannot use a cache of its teacher; drop one of them")
     teacher, data = bench.teacher(config), bench.data(config)
     data.require_elements(teacher.known_element, f"the teacher {config.teacher.path}")
     teacher.start(data.sample(teacher.cutoff))
@@ -262,6 +288,8 @@ def _trainee(
         terms = _terms(config, student, teacher, data)
         # a teacher whom no term asks has nothing to compute
         source = bench.source(config, teacher, terms, data, student, chosen) if teacher is not None and terms.needs else None
+    check_augment(config, teacher, terms, unlabelled=bool(len(data.selection.unlabelled)))
+    cutoffs = {config.model.cutoff} | ({teacher.cutoff} if teacher is not None and teacher.cutoff is not None else set())
     parameters = trainable(student, terms)
     return Trainee(
         student=student,
@@ -271,6 +299,7 @@ def _trainee(
         average=Average(parameters, config.train.ema_decay),
         loss=config.loss,
         clip=config.train.clip,
+        perturbation=build_perturbation(config.augment, config.run.seed, cutoffs),
     )
 
 

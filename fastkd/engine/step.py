@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from fastkd.config import LossConfig, TrainConfig
 from fastkd.data.batch import Batch
-from fastkd.distill import Terms
+from fastkd.distill import Terms, TermValue
+from fastkd.distill.augment import Perturbation
 from fastkd.engine.ema import Average
 from fastkd.engine.timing import OFF, StepTimer
 from fastkd.errors import TrainingError
 from fastkd.models.base import Potential, Prediction
-from fastkd.teachers import TeacherOutput
+from fastkd.teachers import LiveTeacher, TeacherOutput
 
 #: Steps between looks at the loss on an accelerator, where every look waits for the device; on a CPU each step is looked at.
 ACCELERATOR_LOOKS = 20
@@ -59,6 +60,8 @@ def label_loss(prediction: Prediction, batch: Batch, config: LossConfig) -> Labe
     # masks instead of selections: shapes stay fixed, and an accelerator need not report back how many there are
     graphs = batch.labelled.to(prediction.energy.dtype)
     error = (prediction.energy - batch.energy).abs() * graphs
+    if batch.weight is not None:
+        error = error * batch.weight
     if config.per_atom_energy:
         error = error / batch.atom_ptr.diff()
     energy = error.sum() / graphs.sum().clamp(min=1.0)
@@ -70,6 +73,8 @@ def label_loss(prediction: Prediction, batch: Batch, config: LossConfig) -> Labe
             counted = counted & batch.free
         atoms = counted.to(prediction.forces.dtype)
         norm = torch.linalg.vector_norm(prediction.forces - batch.forces, dim=-1)
+        if batch.atom_weight is not None:
+            norm = norm * batch.atom_weight
         forces = (norm * atoms).sum() / atoms.sum().clamp(min=1.0)
     return LabelLoss(energy, forces, config.energy_weight * energy + config.forces_weight * forces)
 
@@ -85,6 +90,7 @@ class Trainee:
     average: Average
     loss: LossConfig
     clip: float
+    perturbation: Perturbation | None = None  #: moves atoms; with it and terms, ``teacher`` is live
     timer: StepTimer = OFF  #: measures the parts of a step, when asked to
     parameters: list[nn.Parameter] = field(init=False)
 
@@ -134,7 +140,12 @@ def train_step(trainee: Trainee, batch: Batch, rate: float, step: int) -> StepRe
 
 
 def batch_loss(trainee: Trainee, batch: Batch, step: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Raw losses by name (detached), the total weighted for a step to differentiate, and the force error on labels."""
+    """Raw losses by name (detached), the total weighted for a step to differentiate, and the force error on labels.
+
+    Where atoms are moved, the loss on labels and terms without a teacher see the batch, terms with one its moved copy.
+    """
+    if trainee.perturbation is not None:
+        return _moved_loss(trainee, trainee.perturbation, batch, step)
     with trainee.timer.part("teacher"):
         targets = trainee.teacher(batch) if trainee.teacher is not None else None
     seen = batch if trainee.terms is None or targets is None else trainee.terms.student_batch(batch, targets)
@@ -142,14 +153,40 @@ def batch_loss(trainee: Trainee, batch: Batch, step: int = 0) -> tuple[dict[str,
         prediction = trainee.student(seen, forces=True)
     with trainee.timer.part("labels"):
         labels = label_loss(prediction, batch, trainee.loss)
+    values = trainee.terms(prediction, targets, batch, step) if trainee.terms is not None else {}
+    return _summed(labels, values)
+
+
+def _summed(labels: LabelLoss, values: dict[str, TermValue]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     losses = {"energy": labels.energy.detach(), "forces": labels.forces.detach()}
     total = labels.total.double()
-    if trainee.terms is not None:
-        for name, term in trainee.terms(prediction, targets, batch, step).items():
-            losses[f"kd_{name}"] = term.raw.detach()
-            total = total + term.weighted
+    for name, term in values.items():
+        losses[f"kd_{name}"] = term.raw.detach()
+        total = total + term.weighted
     losses["total"] = total.detach()
     return losses, total, labels.forces.detach()
+
+
+def _moved_loss(trainee: Trainee, perturbation: Perturbation, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """`batch_loss` with moved atoms."""
+    student, terms, timer = trainee.student, trainee.terms, trainee.timer
+    live = trainee.teacher if isinstance(trainee.teacher, LiveTeacher) else None
+    with timer.part("teacher"):
+        moved = perturbation(batch, student, live, terms, step)
+        targets = live(moved) if live is not None and terms is not None else None
+    seen = moved if perturbation.for_labels else batch
+    with timer.part("student"):
+        prediction = student(seen, forces=True)
+    with timer.part("labels"):
+        labels = label_loss(prediction, batch, trainee.loss)
+    values: dict[str, TermValue] = {}
+    if terms is not None and targets is not None:
+        with timer.part("student"):
+            on_moved = student(terms.student_batch(moved, targets), forces="forces" in terms.needs)
+        values |= terms(on_moved, targets, moved, step, "taught")
+    if terms is not None:
+        values |= terms(prediction, None, seen, step, "own")
+    return _summed(labels, values)
 
 
 def require_finite(losses: dict[str, Tensor], norm: Tensor, step: int) -> None:

@@ -46,7 +46,7 @@ def plan_cache(config: Config, teacher: BaseTeacher, needs: frozenset[Need], dat
     dtypes = dtypes_of(config.teacher.cache_dtype, needs)
     key = CacheKey.of(teacher, dtypes, data=data.hash, data_dtype=config.run.dtype)
     cutoffs = () if teacher.cutoff is None else (teacher.cutoff,)
-    batches = tuple(tuple(chunk) for chunk in data.dataset(*cutoffs).chunks(data.selection.train.tolist()))
+    batches = tuple(tuple(chunk) for chunk in data.dataset(*cutoffs).chunks(data.training.tolist()))
     path = config.teacher.cache_path
     if path.suffix in (".h5", ".hdf5"):
         return CachePlan(key, path, batches)
@@ -153,7 +153,7 @@ def measure_loss_error(config: Config, student: Potential, terms: Terms, teacher
     if set(dtypes.values()) == {OWN}:
         return {}
     cutoffs = {config.model.cutoff} | ({teacher.cutoff} if teacher.cutoff is not None else set())
-    batch = data.dataset(*cutoffs).batch(data.selection.train[: config.data.batch_size].tolist()).to(data.device)
+    batch = data.dataset(*cutoffs).batch(data.training[: config.data.batch_size].tolist()).to(data.device)
     said = teacher(batch, terms.needs)
     kept = rounded(said, dtypes)
     said_values = {need: said.get(need) for need in terms.needs}
@@ -244,7 +244,7 @@ def judge(config: Config, teacher: BaseTeacher, needs: frozenset[Need], data: Ru
         file.close()
     free = shutil.disk_usage(_existing(plan.path.parent)).free
     cutoffs = () if teacher.cutoff is None else (teacher.cutoff,)
-    batch = data.dataset(*cutoffs).batch(data.selection.train[: config.data.batch_size].tolist()).to(data.device)
+    batch = data.dataset(*cutoffs).batch(data.training[: config.data.batch_size].tolist()).to(data.device)
     cost = TeacherCost()
     output = cost.measured(teacher, batch, needs)
     before = cost.settle()
@@ -254,7 +254,7 @@ def judge(config: Config, teacher: BaseTeacher, needs: frozenset[Need], data: Ru
     block, dtypes = Block.of(batch, output, needs), dict(plan.key.dtypes)
     kept = {name: narrow(value, dtypes.get(name, OWN), name) for name, value in block.values.items()}
     per_structure = sum(value.numel() * value.element_size() for value in kept.values()) / batch.num_graphs
-    structures, steps = len(data.selection.train), runs * config.train.steps
+    structures, steps = len(data.training), runs * config.train.steps
     size = per_structure * structures
     fits = size <= 1e9 * config.teacher.cache_preload
     read = size if fits else steps * batch.num_graphs * per_structure

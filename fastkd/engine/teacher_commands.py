@@ -34,7 +34,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``fastkd label``."""
     parser.add_argument("source", metavar="SOURCE.h5", help="HDF5 file (format v1; `fastkd convert` makes one), or 'embedded'; not changed")
     parser.add_argument("out", type=Path, metavar="OUT.h5", help="HDF5 file to write (format v1)")
-    _add_teacher_arguments(parser, required=True)
+    add_teacher_arguments(parser, required=True)
     parser.add_argument("--stress", action="store_true", help="label stresses too [eV/Å³]")
     parser.add_argument(
         "--existing",
@@ -50,7 +50,8 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.h5 if it exists")
 
 
-def _add_teacher_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def add_teacher_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Which teacher: ``--teacher`` if it is required, else a positional argument."""
     text = "as teacher.path: folder, embedded, module:package.file:function, ase:package.file:function, or an adapter such as so3lr"
     if required:
         parser.add_argument("--teacher", metavar="TEACHER", help=text, required=True)
@@ -70,9 +71,9 @@ def run_label(args: argparse.Namespace) -> int:
         UserError: for a teacher, a file or options that do not serve.
     """
     with open_data_file(args.source) as source:
-        teacher = _teacher(args)
+        teacher = teacher_of(args)
         # on structures of the file: what the teacher cannot take shows at once
-        teacher.start(_first(source, teacher, 1))
+        teacher.start(first_structures(source, teacher, 1))
         options = LabelOptions(
             stress=args.stress,
             existing=args.existing,
@@ -99,7 +100,7 @@ def run_label(args: argparse.Namespace) -> int:
 def add_inspect_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``fastkd inspect teacher``."""
     parser.add_argument("what", choices=("teacher",), help=argparse.SUPPRESS)
-    _add_teacher_arguments(parser, required=False)
+    add_teacher_arguments(parser, required=False)
     parser.add_argument("--data", metavar="FILE", help="look at structures of this HDF5 file instead of made-up ones")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
@@ -110,11 +111,11 @@ def run_inspect_teacher(args: argparse.Namespace) -> int:
     Raises:
         UserError: if it cannot be loaded, or does not do what it declares.
     """
-    teacher = _teacher(args)
+    teacher = teacher_of(args)
     batch: Batch | None = None
     if args.data:
         with open_data_file(args.data) as data:
-            batch = _first(data, teacher, _LOOKED_AT)
+            batch = first_structures(data, teacher, _LOOKED_AT)
     elif not isinstance(teacher, ModuleTeacher):
         batch = sample_batch(teacher.known_element, teacher.cutoff, periodic=False)
     inspection = inspect_teacher(teacher, batch)
@@ -122,7 +123,8 @@ def run_inspect_teacher(args: argparse.Namespace) -> int:
     return 0
 
 
-def _teacher(args: argparse.Namespace) -> BaseTeacher:
+def teacher_of(args: argparse.Namespace) -> BaseTeacher:
+    """The teacher that the arguments of `add_teacher_arguments` name."""
     dtype: torch.dtype | None = None if args.dtype == "own" else DTYPES[args.dtype]
     return load_teacher(args.teacher, options=parse_options(args.options), device=choose_device(args.device, "--device"), dtype=dtype)
 
@@ -145,7 +147,12 @@ def parse_options(items: list[str]) -> dict[str, Any]:
     return options
 
 
-def _first(data: Any, teacher: BaseTeacher, count: int) -> Batch:
+def first_structures(data: Any, teacher: BaseTeacher, count: int) -> Batch:
+    """The first structures of a data file, as a teacher wants them.
+
+    Raises:
+        DataError: if the file has none.
+    """
     if not len(data):
         raise DataError(f"{data.path} has no structures")
     cutoffs = () if teacher.cutoff is None else (teacher.cutoff,)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastkd.data.batch import Batch
+from fastkd.errors import ConfigError
 from fastkd.models.base import MAX_ATOMIC_NUMBER
 from fastkd.teachers.output import Need, Offer, TeacherOutput
 
@@ -43,21 +44,22 @@ class TeacherCost:
             self.seconds += 1e-3 * begin.elapsed_time(end)
         return self.seconds
 
-    def measured(self, teacher: BaseTeacher, batch: Batch, needs: frozenset[Need]) -> TeacherOutput:
-        """Ask the teacher about a batch, and count it."""
+    def measured(self, teacher: BaseTeacher, batch: Batch, needs: frozenset[Need], *, gradient: bool = False) -> TeacherOutput:
+        """Ask the teacher about a batch, and count it; ``gradient`` takes `BaseTeacher.with_gradient`."""
+        ask = teacher.with_gradient if gradient else teacher
         self.batches += 1
         self.structures += batch.num_graphs
         self.atoms += batch.num_atoms
         if teacher.device.type != "cuda":
             started = time.perf_counter()
-            output = teacher(batch, needs)
+            output = ask(batch, needs)
             self.seconds += time.perf_counter() - started
             return output
         # between two events on the device's own clock: launching takes far less time than computing
         with torch.cuda.device(teacher.device):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
-            output = teacher(batch, needs)
+            output = ask(batch, needs)
             end.record()
         self._pending.append((begin, end))
         return output
@@ -90,6 +92,17 @@ class BaseTeacher(ABC):
     @abstractmethod
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the model in place."""
+
+    #: whether `with_gradient` works
+    differentiable = False
+
+    def with_gradient(self, batch: Batch, needs: frozenset[Need]) -> TeacherOutput:
+        """Outputs and features that can be differentiated by ``batch.positions``, which require a gradient; weights get none.
+
+        Raises:
+            ConfigError: if the teacher cannot.
+        """
+        raise ConfigError(f"{self.offer.name} cannot be differentiated by positions; set augment.teacher_gradient=false")
 
     def start(self, batch: Batch) -> None:  # noqa: B027 - our own models have nothing to check
         """Look at a first batch, check every shape, and complete the offer.

@@ -201,7 +201,7 @@ def select_structures(batch: Batch, chosen: Tensor) -> Batch:
     atom = chosen[batch.graph_index]
     number = atom.cumsum(0) - 1  # of each chosen atom in the new batch
     per_atom = {"atomic_numbers", "positions", "forces", "tags", "fixed"}
-    per_structure = {"cell", "pbc", "energy", "labelled", "structure_index"}
+    per_structure = {"cell", "pbc", "energy", "labelled", "structure_index", "weight"}
     changed: dict[str, Tensor] = {}
     for name in per_atom | per_structure:
         value = getattr(batch, name)

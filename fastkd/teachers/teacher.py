@@ -96,16 +96,25 @@ class Teacher(BaseTeacher):
         Returns:
             What was asked for, detached. With edge needs, also the edge features themselves with their graph and directions.
         """
+        return self._asked(batch, needs, gradient=False)
+
+    differentiable = True
+
+    def with_gradient(self, batch: Batch, needs: frozenset[Need]) -> TeacherOutput:
+        """The same numbers, differentiable by ``batch.positions`` to any order."""
+        return self._asked(batch, needs, gradient=True)
+
+    def _asked(self, batch: Batch, needs: frozenset[Need], *, gradient: bool) -> TeacherOutput:
         home = batch.positions.device
         if batch.positions.dtype != self.dtype or home != self.device:
             batch = batch.to(device=self.device if self.device != home else None, dtype=self.dtype)
-        output = self._ask(batch, needs)
+        output = self._ask(batch, needs, gradient=gradient)
         return output if self.device == home else output.to(home)
 
-    def _ask(self, batch: Batch, needs: frozenset[Need]) -> TeacherOutput:
-        with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
+    def _ask(self, batch: Batch, needs: frozenset[Need], *, gradient: bool) -> TeacherOutput:
+        with torch.set_grad_enabled(gradient), torch.autocast(batch.positions.device.type, enabled=False):
             self.potential.kept_layers = frozenset(layer for _, layer in map(split_need, needs))
-            prediction = self.potential(batch, forces="forces" in needs, create_graph=False)
+            prediction = self.potential(batch, forces="forces" in needs, create_graph=gradient)
             features = prediction.features
             own = features.edge_graph
             graph = batch.graph(self.cutoff).csr if own is None else own.csr
@@ -184,3 +193,7 @@ class LiveTeacher:
     def __call__(self, batch: Batch) -> TeacherOutput:
         """The teacher's output for a batch; time is counted in ``cost``."""
         return self.cost.measured(self.teacher, batch, self.needs)
+
+    def ask(self, batch: Batch, needs: frozenset[Need], *, gradient: bool = False) -> TeacherOutput:
+        """Anything else, counted too; with ``gradient`` differentiable by positions, see `BaseTeacher.with_gradient`."""
+        return self.cost.measured(self.teacher, batch, needs, gradient=gradient)
