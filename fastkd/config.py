@@ -111,7 +111,7 @@ class TeacherFeatureConfig(Section):
     width: NonNegativeInt = Field(0, description="channels that must come; 0 takes what comes")
 
 
-class TeacherConfig(Section):
+class AnyTeacherConfig(Section):
     """A frozen model to learn from."""
 
     path: str = Field(
@@ -137,11 +137,29 @@ class TeacherConfig(Section):
     cache_preload: NonNegativeFloat = Field(4.0, description="disk: a cache that takes no more than this is loaded into memory whole [GB]")
 
 
+class TeacherConfig(AnyTeacherConfig):
+    """A frozen model to learn from."""
+
+    members: list[str] = Field(
+        [], description="paths of more teachers like this one: an ensemble of member_1 (path), member_2, …, with the same options"
+    )
+
+
+class NamedTeacherConfig(AnyTeacherConfig):
+    """One of several teachers."""
+
+    name: str = Field(description="how terms and tables call it", pattern=r"^[a-z][a-z0-9_]*$")
+
+
 class TermConfig(Section):
     """One distillation term: strategy, weight, loss and projection."""
 
-    kind: Literal["energy", "forces", "atom_energy", "n2n", "e2n", "e2e", "v2v", "v2v_geometric", "lkm"] = Field(
+    kind: Literal["energy", "forces", "atom_energy", "n2n", "e2n", "e2e", "v2v", "v2v_geometric", "lkm", "hessian"] = Field(
         description="strategy (docs/distillation.md); lkm mixes the student's own layers and needs no teacher"
+    )
+    teacher: str = Field("", description="with several teachers: the name of one; empty takes the mean of all, for terms on outputs")
+    agree: NonNegativeFloat = Field(
+        0.0, description="with several teachers: only where their standard deviation is at most this [eV, eV/Å, eV/Å²]; 0 for everywhere"
     )
     weight: NonNegativeFloat = Field(1.0, description="λ, multiplies the term; with a schedule, its last value")
     weight_schedule: Literal["constant", "linear", "cosine", "step"] = Field(
@@ -151,7 +169,7 @@ class TermConfig(Section):
     weight_from: NonNegativeInt = Field(0, description="linear, cosine: optimiser steps before the ramp begins")
     weight_until: NonNegativeInt = Field(0, description="linear, cosine, step: optimiser steps after which λ is weight")
     loss: Literal["auto", "mse", "mae", "huber", "l2", "cka", "lsp", "gsp"] = Field(
-        "auto", description="auto is the papers' choice: mae for energies and lkm, l2 (mean norm) for forces, mse for features"
+        "auto", description="auto is the papers' choice: mae for energies and lkm, l2 (mean norm) for forces and hessian, mse for features"
     )
     projection: Literal["linear", "identity", "mlp"] = Field("linear", description="of the student's feature; v2v has no bias, ever")
     teacher_layer: str = Field(
@@ -168,6 +186,14 @@ class TermConfig(Section):
     )
     detach_mean: bool = Field(False, description="lkm: no gradient through the mean of the embeddings")
     reduce: Literal["sum", "mean"] = Field("sum", description="of teacher edges into atoms (e2n, v2v from edge features)")
+    rows: PositiveInt = Field(1, description="hessian: rows of each structure's Hessian, drawn anew in every step")
+    teacher_rows: Literal["auto", "exact", "difference"] = Field(
+        "auto", description="hessian: the teacher's rows by autograd or by central differences; auto is exact for models of fastkd"
+    )
+    student_rows: Literal["exact", "difference"] = Field(
+        "exact", description="hessian: the student's rows, by autograd or central differences"
+    )
+    difference_step: PositiveFloat = Field(0.01, description="hessian: step of central differences [Å]")
     student_layers: list[int] = Field([], description="blocks whose features are concatenated, counted from 1; empty means the last")
 
 
@@ -268,8 +294,22 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     teacher: TeacherConfig = TeacherConfig()
+    teachers: list[NamedTeacherConfig] = Field([], description="several teachers, in place of teacher (docs/distillation.md)")
     distill: DistillConfig = DistillConfig()
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     compare: CompareConfig = CompareConfig()
+
+    @property
+    def named_teachers(self) -> dict[str, TeacherConfig]:
+        """Every teacher by name: of ``teachers``, or of the ensemble ``teacher``; a single teacher has no name, and there may be none."""
+        if self.teachers:
+            return {item.name: TeacherConfig(**item.model_dump(exclude={"name"})) for item in self.teachers}
+        one = self.teacher
+        if not one.path:
+            return {}
+        if not one.members:
+            return {"": one}
+        paths = enumerate([one.path, *one.members], 1)
+        return {f"member_{number}": one.model_copy(update={"path": path, "members": []}) for number, path in paths}

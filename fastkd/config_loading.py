@@ -64,7 +64,8 @@ def check_sense(config: Config) -> None:
     Raises:
         ConfigError: naming both keys of the first one found.
     """
-    if not config.teacher.path:
+    _check_teachers(config)
+    if not config.named_teachers:
         if any(term.kind != "lkm" for term in config.distill.terms):
             raise ConfigError("distill.terms need a teacher (but for lkm): set teacher.path (a folder, or 'embedded'), or drop them")
         if config.data.unlabelled:
@@ -116,6 +117,22 @@ def _check_augment(config: Config) -> None:
         )
     if augment.ascent == "orthogonal" and augment.ascent_rule == "inv_prop" and not augment.limit:
         raise ConfigError("augment.ascent_rule=inv_prop sends atoms without force away: set augment.limit")
+
+
+def _check_teachers(config: Config) -> None:
+    if config.teachers and config.teacher.path:
+        raise ConfigError("teacher.path and teachers are both set: name all teachers in teachers, or leave that away")
+    if config.teacher.members and not config.teacher.path:
+        raise ConfigError("teacher.members are more teachers like teacher.path, which is not set: put the first one there")
+    for number, item in enumerate(config.teachers):
+        if not item.path:
+            raise ConfigError(f"teachers[{number}] ({item.name}) needs a path: a folder, or as teacher.path")
+    names = [item.name for item in config.teachers]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"teachers: {', '.join(twice)} is given twice; terms name teachers")
+    if len(names) == 1:
+        raise ConfigError("teachers holds one teacher only: put it into teacher, or name more")
 
 
 def validate(tree: Mapping[str, Any], source: str = "config") -> Config:

@@ -71,6 +71,7 @@ class Batch:
     tags: Tensor | None = None  #: [n_atoms] int64, 0 below the surface, 1 surface, 2 adsorbate (OC20); None: all 1
     fixed: Tensor | None = None  #: [n_atoms] bool, atoms that are held in place, if the data says so
     weight: Tensor | None = None  #: [n_graphs], of each structure in every loss; None: all 1
+    hessian_rows: Tensor | None = None  #: [s, n_graphs] int64, rows of the Hessian that a step looks at, 3 · atom + axis; −1 for none
 
     @property
     def num_graphs(self) -> int:

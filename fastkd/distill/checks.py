@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastkd.config import TermConfig
 from fastkd.errors import ConfigError
 from fastkd.models.base import FINAL
@@ -28,6 +30,12 @@ _OWN_KEYS: dict[str, tuple[tuple[str, ...], object]] = {
     "edges": (("e2e",), "same"),
     "embeddings": (("lkm",), "auto"),
     "detach_mean": (("lkm",), False),
+    "agree": ((*OUTPUT_KINDS, "hessian"), 0.0),
+    "teacher": ((*OUTPUT_KINDS, "hessian", "n2n", "e2n", "e2e", *VECTOR_KINDS), ""),
+    "rows": (("hessian",), 1),
+    "teacher_rows": (("hessian",), "auto"),
+    "student_rows": (("hessian",), "exact"),
+    "difference_step": (("hessian",), 0.01),
 }
 
 #: Strategy → (kind of the teacher's feature, what to ask for), the first that it offers.
@@ -53,8 +61,10 @@ def check_options(item: TermConfig, where: str) -> None:
     Raises:
         ConfigError: naming the term and the options.
     """
-    if item.loss == "l2" and item.kind != "forces":
-        raise ConfigError(f"{where}: loss l2 is the mean norm of force errors and belongs to kind forces; choose mse, mae or huber")
+    if item.loss == "l2" and item.kind not in ("forces", "hessian"):
+        raise ConfigError(
+            f"{where}: loss l2 is the mean norm of 3-vectors and belongs to kinds forces and hessian; choose mse, mae or huber"
+        )
     for key, (kinds, default) in _OWN_KEYS.items():
         if item.kind not in kinds and getattr(item, key) != default:
             why = "; outputs are compared as they are" if item.kind in OUTPUT_KINDS else ""
@@ -66,6 +76,37 @@ def check_options(item: TermConfig, where: str) -> None:
         raise ConfigError(f"{where}: loss {item.loss} is for {', '.join(kinds)}: {_WHY[item.loss]}; choose mse, mae or huber")
     if item.kind in VECTOR_KINDS and item.projection == "mlp":
         raise ConfigError(f"{where}: an MLP acts on components and breaks rotational symmetry; choose projection linear or identity")
+
+
+def choose_teacher(item: TermConfig, where: str, teacher: Offer | None, teachers: Mapping[str, Offer]) -> Offer:
+    """Whose offer a term is checked against: the only teacher's, that of the teacher that it names, or that of all together.
+
+    Args:
+        item: the term.
+        where: the term, for messages.
+        teacher: the only one, or all as one; None if there is none.
+        teachers: by name, if there are several.
+
+    Raises:
+        ConfigError: if there is none such, or the term wants features and names nobody, or agreement of one teacher with itself.
+    """
+    if teacher is None:
+        raise ConfigError(f"{where} needs a teacher: set teacher.path (a folder, or 'embedded'), or drop the term")
+    names = ", ".join(teachers)
+    if not teachers:
+        for key in ("teacher", "agree"):
+            if getattr(item, key):
+                raise ConfigError(f"{where}: {key} is for several teachers, and there is one; leave it away, or name more in teachers")
+        return teacher
+    if item.agree and item.kind in OUTPUT_KINDS and item.kind not in teacher.outputs:
+        raise ConfigError(f"{where}: agree compares the {item.kind} of all teachers ({names}), and not all predict it; leave agree away")
+    if item.teacher:
+        if item.teacher not in teachers:
+            raise ConfigError(f"{where}: there is no teacher {item.teacher!r}, only {names}")
+        return teachers[item.teacher]
+    if item.kind in OUTPUT_KINDS or item.kind == "hessian":
+        return teacher
+    raise ConfigError(f"{where}: features of different teachers have no mean; add teacher: NAME, one of {names}")
 
 
 def student_feature(item: TermConfig, where: str, student: Offer) -> tuple[str, int]:

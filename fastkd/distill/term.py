@@ -27,9 +27,10 @@ AUTO_LOSS = {
     "v2v": "mse",
     "v2v_geometric": "geometric",
     "lkm": "mae",
+    "hessian": "l2",
 }
 #: Of a raw loss that is a mean of differences.
-UNIT = {"energy": "eV", "forces": "eV/Å", "atom_energy": "eV"}
+UNIT = {"energy": "eV", "forces": "eV/Å", "atom_energy": "eV", "hessian": "eV/Å²"}
 
 T = TypeVar("T")
 
@@ -42,6 +43,7 @@ class TermValue:
     weighted: Tensor  #: λ · L_KD
     weight: float  #: λ
     unit: str  #: of the raw loss where it is mae or l2
+    share: Tensor | None = None  #: part of the targets on which teachers agree, where only those count
 
 
 class Term(nn.Module):
@@ -51,6 +53,8 @@ class Term(nn.Module):
         super().__init__()
         self.name = name
         self.kind = config.kind
+        self.teacher = config.teacher  #: name of one of several; empty: the only one, or the mean of all
+        self.agree = config.agree  #: largest spread of the teachers, in the unit of the targets; 0: whatever they say
         self.weight = WeightSchedule.of(config, where)
         self.loss: str = AUTO_LOSS[config.kind] if config.loss == "auto" else config.loss
         self.needs = needs
@@ -91,3 +95,10 @@ def have(value: T | None, term: Term, what: str) -> T:
             f"term {term.name} needs {what}, which is missing from what it was given; the teacher must supply {sorted(term.needs)}"
         )
     return value
+
+
+def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Where both masks are true; None is true everywhere."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second

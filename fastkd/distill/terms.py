@@ -11,7 +11,8 @@ The source must supply ``terms.needs``. Terms run in float32 (float64 for float6
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Literal, Self, cast
 
 import torch
@@ -27,16 +28,20 @@ from fastkd.distill.checks import (
     VECTOR_KINDS,
     check_edges,
     check_options,
+    choose_teacher,
     student_feature,
     teacher_feature,
 )
+from fastkd.distill.consensus import share, told
 from fastkd.distill.edges import EdgeTerm, on_teachers_edges
+from fastkd.distill.hessian import HessianTerm
 from fastkd.distill.mixing import MixingTerm
 from fastkd.distill.projections import FeatureLoss, IdentityProjection, LinearProjection, MLPProjection, Projection
 from fastkd.distill.strategies import ForcesLoss
-from fastkd.distill.term import Term, TermValue, have
+from fastkd.distill.term import Term, TermValue, both, have
 from fastkd.errors import ConfigError
-from fastkd.models.base import Prediction
+from fastkd.models.base import Potential, Prediction
+from fastkd.teachers.hessian import sample_rows
 from fastkd.teachers.output import Need, Offer, TeacherOutput, at_layer, split_need
 
 __all__ = ["FeatureTerm", "OutputTerm", "Term", "TermValue", "Terms", "build_terms"]
@@ -72,15 +77,15 @@ class OutputTerm(Term):
     def raw(self, student: Prediction, teacher: TeacherOutput, batch: Batch) -> Tensor:
         if self.kind == "energy":
             target = have(teacher.energy, self, "energy")
-            return strategies.energy_loss(student.energy, target, cast("FeatureLoss", self.loss), batch.weight)
+            return strategies.energy_loss(student.energy, target, cast("FeatureLoss", self.loss), teacher.agreed, batch.weight)
         if self.kind == "forces":
             predicted = have(student.forces, self, "forces of the student")
-            free = batch.free if self.free_atoms else None
+            free = both(batch.free if self.free_atoms else None, teacher.agreed)
             target = have(teacher.forces, self, "forces")
             return strategies.forces_loss(predicted, target, cast("ForcesLoss", self.loss), free, batch.atom_weight)
         shift = None if self.reference_shift is None else self.reference_shift[batch.atomic_numbers]
-        target = have(teacher.atom_energy, self, "atom_energy")
-        return strategies.atom_energy_loss(student.atom_energy, target, shift, cast("FeatureLoss", self.loss), batch.atom_weight)
+        target, kind = have(teacher.atom_energy, self, "atom_energy"), cast("FeatureLoss", self.loss)
+        return strategies.atom_energy_loss(student.atom_energy, target, shift, kind, teacher.agreed, batch.atom_weight)
 
 
 class FeatureTerm(Term):
@@ -141,8 +146,11 @@ class FeatureTerm(Term):
 class Terms(nn.Module):
     """All terms of a run. Its parameters are the projections; they are optimised with the student and dropped after training."""
 
-    def __init__(self, terms: list[Term]) -> None:
+    def __init__(self, terms: list[Term], *, seed: int = 0, references: Mapping[str, Tensor | None] | None = None) -> None:
         super().__init__()
+        self.references = dict(references or {})  #: of several teachers, by name: energies of single atoms, [119] eV
+        self.seed = seed  #: of the rows of Hessians
+        self._hessian = [term for term in terms if isinstance(term, HessianTerm)]
         self.terms = nn.ModuleDict({term.name: term for term in terms})
         #: what the teacher has to supply
         self.needs: frozenset[Need] = frozenset().union(*(term.needs for term in terms))
@@ -150,8 +158,9 @@ class Terms(nn.Module):
         self.student_keeps: frozenset[str] = frozenset().union(*(term.student_keeps for term in terms))
         #: name → unit of the raw loss, for logs
         self.units = {term.name: term.unit for term in terms}
-        handed = [term.cutoff for term in terms if isinstance(term, EdgeTerm) and term.handed]
-        self._handed_cutoff = handed[0] if handed else None
+        handed = [term for term in terms if isinstance(term, EdgeTerm) and term.handed]
+        self._handed_cutoff = handed[0].cutoff if handed else None
+        self._handed_by = handed[0].teacher if handed else ""
 
     def __len__(self) -> int:
         return len(self.terms)
@@ -159,9 +168,39 @@ class Terms(nn.Module):
     def __iter__(self) -> Iterator[Term]:
         return (cast("Term", term) for term in self.terms.values())
 
-    def student_batch(self, batch: Batch, teacher: TeacherOutput) -> Batch:
-        """What the student is to be asked about: the batch, with the teacher's edges for its own where a term hands them on."""
-        return batch if self._handed_cutoff is None else on_teachers_edges(batch, teacher, self._handed_cutoff)
+    @property
+    def differentiates_forces(self) -> bool:
+        """Whether positions have to require a gradient."""
+        return any(term.exact for term in self._hessian)
+
+    def teacher_batch(self, batch: Batch, step: int) -> Batch:
+        """What the teacher is to be asked about: the batch, with the rows of Hessians that this step looks at where a term needs any."""
+        if not self._hessian:
+            return batch
+        count, free_atoms = max(term.rows for term in self._hessian), self._hessian[0].free_atoms
+        return replace(batch, hessian_rows=sample_rows(batch, count, seed=self.seed, step=step, free_atoms=free_atoms))
+
+    def needs_of(self, teacher: str) -> frozenset[Need]:
+        """What one of several teachers has to supply: for terms that name it, for means, and where agreement counts."""
+        asked = (term.needs for term in self if term.teacher in ("", teacher) or term.agree)
+        return frozenset[Need]().union(*asked)
+
+    def student_batch(self, batch: Batch, teacher: TeacherOutput | Mapping[str, TeacherOutput]) -> Batch:
+        """What the student is to be asked about, from `teacher_batch`.
+
+        The teacher's edges take the place of its own where a term hands them on, and positions require a gradient where a term differentiates forces.
+        """
+        if self.differentiates_forces:
+            batch = replace(batch, positions=batch.positions.detach().requires_grad_(True))
+        if self._handed_cutoff is None:
+            return batch
+        output = teacher if isinstance(teacher, TeacherOutput) else teacher[self._handed_by]
+        return on_teachers_edges(batch, output, self._handed_cutoff)
+
+    def attach(self, student: Potential) -> None:
+        """Tell the terms which model they will see, for those that ask it about more than one batch in a step."""
+        for term in self._hessian:
+            term.student_forces = lambda batch: student(batch).forces
 
     @contextlib.contextmanager
     def through_teacher(self) -> Iterator[None]:
@@ -175,14 +214,21 @@ class Terms(nn.Module):
                 term.through_teacher = False
 
     def forward(
-        self, student: Prediction, teacher: TeacherOutput | None, batch: Batch, step: int = 0, which: Which = "all"
+        self,
+        student: Prediction,
+        teacher: TeacherOutput | Mapping[str, TeacherOutput] | None,
+        batch: Batch,
+        step: int = 0,
+        which: Which = "all",
     ) -> dict[str, TermValue]:
         """Every term on one batch, by name (the strategy, numbered from the second of a kind on).
 
         Args:
             student: prediction and features, with gradients.
-            teacher: output of the frozen teacher for the same batch, holding `needs`; None where no term needs any.
-            batch: the structures, with the student's own graph.
+            teacher: output of the frozen teacher for the same batch, holding `needs`, or of several by name, each holding its `needs_of`;
+                None where no term needs any.
+            batch: the structures, with the student's own graph; with terms on Hessians also with the rows of `teacher_batch` and the
+                positions of `student_batch`.
             step: optimiser step, counted from 0, for scheduled weights.
             which: all terms, those that need a teacher (``taught``), or those that do not (``own``).
 
@@ -195,19 +241,33 @@ class Terms(nn.Module):
             for term in self:
                 if which != "all" and bool(term.needs) != (which == "taught"):
                     continue
-                values[term.name] = term.value(student, said, batch, step)
+                output = said if isinstance(said, TeacherOutput) else self._told(term, said, batch)
+                value = term.value(student, output, batch, step)
+                values[term.name] = value if output.agreed is None else replace(value, share=share(output, batch))
         return values
 
+    def _told(self, term: Term, said: Mapping[str, TeacherOutput], batch: Batch) -> TeacherOutput:
+        return told(term, said, batch, self.references) if term.needs else TeacherOutput()
 
-def build_terms(config: DistillConfig, student: Offer, teacher: Offer | None, *, seed: int = 0, free_atoms: bool = True) -> Terms:
+
+def build_terms(
+    config: DistillConfig,
+    student: Offer,
+    teacher: Offer | None,
+    *,
+    seed: int = 0,
+    free_atoms: bool = True,
+    teachers: Mapping[str, Offer] | None = None,
+) -> Terms:
     """Terms of a config, with projections of the right widths.
 
     Args:
         config: list of terms.
         student: what the student offers.
-        teacher: what the teacher offers; None if there is no teacher.
-        seed: of the projections' initial weights, which no other random number generator influences.
+        teacher: what the teacher offers, or several as one (`Committee`); None if there is no teacher.
+        seed: of the projections' initial weights and of the rows of Hessians, which no other random number generator influences.
         free_atoms: leave atoms that the data holds fixed out of force terms (features are compared on all atoms, as in the papers).
+        teachers: what each of several teachers offers, by name.
 
     Raises:
         ConfigError: if the student or the teacher does not offer what a term needs, or the options of a term exclude each other.
@@ -223,22 +283,29 @@ def build_terms(config: DistillConfig, student: Offer, teacher: Offer | None, *,
         if item.kind == "lkm":
             terms.append(MixingTerm.of(name, item, where, student))
             continue
-        if teacher is None:
-            raise ConfigError(f"{where} needs a teacher: set teacher.path (a folder, or 'embedded'), or drop the term")
+        offer = choose_teacher(item, where, teacher, teachers or {})
         if item.kind in OUTPUT_KINDS:
-            if item.kind not in teacher.outputs:
-                predicts = ", ".join(sorted(teacher.outputs)) or "features only"
-                raise ConfigError(f"{where} needs {item.kind} of the teacher, but {teacher.name} predicts {predicts}; drop the term")
-            terms.append(OutputTerm(name, item, where, student, teacher, free_atoms=free_atoms))
+            if item.kind not in offer.outputs:
+                predicts = ", ".join(sorted(offer.outputs)) or "features only"
+                raise ConfigError(f"{where} needs {item.kind} of the teacher, but {offer.name} predicts {predicts}; drop the term")
+            terms.append(OutputTerm(name, item, where, student, offer, free_atoms=free_atoms))
+        elif item.kind == "hessian":
+            terms.append(HessianTerm.of(name, item, where, (item.agree and teacher) or offer, free_atoms=free_atoms))
         else:
-            terms.append(_feature_term(name, item, where, student, teacher, generator))
+            terms.append(_feature_term(name, item, where, student, offer, generator))
     _check_handed(config)
-    return Terms(terms)
+    references = {name: offer.reference_energy for name, offer in (teachers or {}).items()}
+    return Terms(terms, seed=seed, references=references)
 
 
 def _check_handed(config: DistillConfig) -> None:
     if len({item.edges for item in config.terms if item.kind == "e2e"}) > 1:
         raise ConfigError("distill.terms: all terms of kind e2e must have the same edges, because the student computes on one graph")
+    if len({item.teacher for item in config.terms if item.kind == "e2e" and item.edges == "teacher"}) > 1:
+        raise ConfigError("distill.terms: edges=teacher can hand on the edges of one teacher only; name the same in all terms of kind e2e")
+    handed = any(item.kind == "e2e" and item.edges == "teacher" for item in config.terms)
+    if handed and any(item.kind == "hessian" and item.student_rows == "difference" for item in config.terms):
+        raise ConfigError("distill.terms: student_rows=difference moves atoms on the student's own graph, which edges=teacher takes away")
 
 
 def _feature_term(name: str, item: TermConfig, where: str, student: Offer, teacher: Offer, generator: torch.Generator) -> Term:

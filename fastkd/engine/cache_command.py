@@ -42,9 +42,9 @@ def run_build(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.options)
     seeds = config.compare.seeds or [config.run.seed]
     runs = [arm_config(config, arm, seed, config.run.dir / arm.name) for seed in seeds for arm in config.compare.arms] or [config]
-    runs = [_on_disk(run) for run in runs if run.teacher.path and run.distill.terms]
+    runs = [_on_disk(run) for run in runs if run.named_teachers and run.distill.terms]
     if not runs:
-        raise ConfigError(f"{args.config}: no run has a teacher and terms; set teacher.path and distill.terms")
+        raise ConfigError(f"{args.config}: no run has a teacher and terms; set teacher.path (or teachers) and distill.terms")
     bench = Workbench(planned=tuple(runs[: len(config.compare.arms)]))
     built = 0
     for run in runs:
@@ -56,7 +56,9 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def _on_disk(config: Config) -> Config:
-    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": "disk"})})
+    kept = {"cache": "disk"}
+    teachers = [item.model_copy(update=kept) for item in config.teachers]
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update=kept), "teachers": teachers})
 
 
 def run_inspect_cache(args: argparse.Namespace) -> int:

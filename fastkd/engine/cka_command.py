@@ -19,9 +19,10 @@ from fastkd.data.reader import DataFile
 from fastkd.data.select import elements, open_data_file
 from fastkd.engine.cka import CKASettings, Comparison, compare_layers
 from fastkd.engine.datasets import evenly, refuse_unknown_elements
+from fastkd.engine.devices import DTYPES, choose_device
 from fastkd.engine.environment import describe_environment
 from fastkd.engine.evaluate_command import chosen
-from fastkd.engine.setup import DTYPES, choose_device, initial_student
+from fastkd.engine.students import initial_student
 from fastkd.engine.teacher_commands import parse_options, progress_bar
 from fastkd.errors import CheckpointError, ConfigError, UserError
 from fastkd.files import cannot_write, write_bytes, write_json, write_text

@@ -106,11 +106,11 @@ class RunData:
         return np.concatenate([self.selection.train, self.synthetic])
 
     @property
-    def training_atoms(self) -> int:
-        """Atoms of all structures in `training`."""
-        pointers, chosen = self.file.atom_ptr, self.selection.train
-        own = int((pointers[chosen + 1] - pointers[chosen]).sum())
-        return own + (int(self.source.other.atom_ptr[-1]) if isinstance(self.source, JoinedFiles) else 0)
+    def training_sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Atoms of each structure in `training`."""
+        own = np.diff(self.file.atom_ptr)[self.selection.train]
+        other = np.diff(self.source.other.atom_ptr) if isinstance(self.source, JoinedFiles) else self.synthetic
+        return np.concatenate([own, other]).astype(np.int64)
 
     def _check_synthetic(self, synthetic: DataFile) -> None:
         if not len(synthetic) or len(synthetic.missing_labels()):
@@ -157,13 +157,13 @@ class RunData:
         )
         return TrainingBatches(dataset, sampler, self.device, self.config.augment.synthetic_weight)
 
-    def teacher_batches(self, cutoff: float | None) -> Iterator[Batch]:
+    def teacher_batches(self, *cutoffs: float | None) -> Iterator[Batch]:
         """Every training structure once, in an order that depends on nothing but the selection; no cutoff, no neighbour graph."""
-        return self._moved(self.dataset(*_given(cutoff)), self.training)
+        return self._moved(self.dataset(*_given(cutoffs)), self.training)
 
-    def sample(self, cutoff: float | None) -> Batch:
+    def sample(self, *cutoffs: float | None) -> Batch:
         """A few training structures, to look at what a teacher makes of them."""
-        return self.dataset(*_given(cutoff)).batch(self.selection.train[:SAMPLE].tolist()).to(self.device)
+        return self.dataset(*_given(cutoffs)).batch(self.selection.train[:SAMPLE].tolist()).to(self.device)
 
     def val_batches(self) -> list[Batch]:
         """The validation structures, made once and kept."""
@@ -173,9 +173,9 @@ class RunData:
         """At most so many validation structures, evenly spaced, with neighbour graphs of some cutoffs."""
         return list(self._moved(self.dataset(*cutoffs), evenly(self.selection.val, size)))
 
-    def test_batches(self, cutoff: float | None) -> list[Batch]:
-        """The test structures with a neighbour graph of a cutoff, if any."""
-        return list(self._moved(self.dataset(*_given(cutoff)), self.selection.test))
+    def test_batches(self, *cutoffs: float | None) -> list[Batch]:
+        """The test structures with neighbour graphs of some cutoffs, if any."""
+        return list(self._moved(self.dataset(*_given(cutoffs)), self.selection.test))
 
     def apply_references(self, student: Potential, teacher: BaseTeacher | None) -> None:
         """Give a student its reference energies, energy scale and known elements.
@@ -225,8 +225,8 @@ def evenly(indices: np.ndarray[Any, np.dtype[np.int64]], size: int) -> np.ndarra
     return indices[np.linspace(0, len(indices) - 1, size).round().astype(np.int64)]
 
 
-def _given(cutoff: float | None) -> tuple[float, ...]:
-    return () if cutoff is None else (cutoff,)
+def _given(cutoffs: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(cutoff for cutoff in cutoffs if cutoff is not None)
 
 
 def refuse_unknown_elements(numbers: Sequence[int], known: Tensor, who: str) -> None:

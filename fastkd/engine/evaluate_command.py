@@ -14,9 +14,10 @@ from fastkd.data.dataset import StructureDataset
 from fastkd.data.reader import DataFile
 from fastkd.data.select import elements, open_data_file
 from fastkd.engine.datasets import refuse_unknown_elements
+from fastkd.engine.devices import DTYPES, choose_device
 from fastkd.engine.environment import describe_environment
 from fastkd.engine.evaluate import inference_rate, predict
-from fastkd.engine.setup import DTYPES, cast_model, choose_device
+from fastkd.engine.students import cast_model
 from fastkd.engine.threads import choose_threads, thread_count
 from fastkd.errors import CheckpointError, ConfigError, DataError
 from fastkd.files import cannot_write

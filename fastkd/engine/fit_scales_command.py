@@ -15,8 +15,8 @@ from fastkd.config_loading import load_config
 from fastkd.data.dataset import StructureDataset
 from fastkd.data.select import elements, open_data_file
 from fastkd.engine.datasets import refuse_unknown_elements
+from fastkd.engine.devices import choose_device
 from fastkd.engine.evaluate_command import chosen
-from fastkd.engine.setup import choose_device
 from fastkd.errors import ConfigError
 from fastkd.models import GemNetOC, Potential, build_model, load_model
 from fastkd.models.gemnet_oc.scales import FittedScale, fit_scales, scale_file_suffix, write_scales

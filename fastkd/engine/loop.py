@@ -29,7 +29,8 @@ from fastkd.engine.step import Trainee, train_step
 from fastkd.engine.watch import PairWatch
 from fastkd.errors import CheckpointError, TrainingError
 from fastkd.files import cannot_write
-from fastkd.teachers import BaseTeacher, LiveTeacher
+from fastkd.teachers import BaseTeacher
+from fastkd.teachers.committee import live_sources
 
 #: Units of the columns of metrics.csv that every run has; the losses come in between.
 _FIRST_UNITS = {"step": "1", "learning_rate": "1"}
@@ -112,8 +113,8 @@ class Job:
             "progress": vars(self.progress),
             "mixing": self.collapse.state_dict(),
             "threads": self.threads,
-            # what teacher.cache=auto came to
-            "live_teacher": int(isinstance(trainee.teacher, LiveTeacher)),
+            # what cache=auto came to for each teacher
+            "live_teachers": sorted(live_sources(trainee.teacher)),
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -181,8 +182,9 @@ def open_curve(job: Job, losses: Sequence[str]) -> CurveWriter:
     units = {"loss_energy": "eV", "loss_forces": "eV/Å", "loss_total": "1"}
     units |= {f"loss_kd_{name}": unit for name, unit in (terms.units.items() if terms is not None else ())}
     columns = _FIRST_UNITS | {f"loss_{name}": units.get(f"loss_{name}", "1") for name in losses} | _LAST_UNITS
-    if isinstance(job.trainee.teacher, LiveTeacher):
-        columns |= _TEACHER_UNITS
+    live = live_sources(job.trainee.teacher)
+    if live:
+        columns |= _TEACHER_UNITS | {f"teacher_{name}_ms": "ms" for name in live if name}
     columns |= job.collapse.columns
     if job.watch is not None:
         columns |= job.watch.units
@@ -244,7 +246,7 @@ class _Clock:
     def __init__(self, seconds_before: float, teacher: object = None) -> None:
         self._started = time.perf_counter()
         # counted from here: runs of one process share a teacher
-        self._taught = (teacher.cost.settle(), teacher.cost.batches) if isinstance(teacher, LiveTeacher) else (0.0, 0)
+        self._taught = {name: (live.cost.settle(), live.cost.batches) for name, live in live_sources(teacher).items()}
         self._before = seconds_before
         self.waited = self.paused = 0.0
         self.atoms = 0
@@ -271,11 +273,17 @@ class _Clock:
         return self.atoms / self._training
 
     def teacher(self, teacher: object) -> dict[str, float]:
-        """What a live teacher takes: milliseconds per batch, percent of training. Waits for its device; nothing for any other."""
-        if not isinstance(teacher, LiveTeacher):
+        """What live teachers take: milliseconds per batch, percent of training. Waits for their devices; nothing for any other."""
+        spent: dict[str, tuple[float, float]] = {}
+        for name, live in live_sources(teacher).items():
+            before, batches = self._taught[name]
+            seconds = live.cost.settle() - before
+            spent[name] = (seconds, 1e3 * seconds / max(live.cost.batches - batches, 1))
+        if not spent:
             return {}
-        seconds, batches = teacher.cost.settle() - self._taught[0], teacher.cost.batches - self._taught[1]
-        return {"teacher_ms": 1e3 * seconds / max(batches, 1), "teacher_share": 100.0 * seconds / self._training}
+        whole = {"teacher_ms": sum(ms for _, ms in spent.values())}
+        whole["teacher_share"] = 100.0 * sum(seconds for seconds, _ in spent.values()) / self._training
+        return whole | {f"teacher_{name}_ms": ms for name, (_, ms) in spent.items() if name}
 
     @property
     def wait_percent(self) -> float:

@@ -27,6 +27,8 @@ from fastkd.engine.threads import thread_count
 from fastkd.engine.timing import OFF, StepTimer
 from fastkd.errors import ConfigError
 from fastkd.teachers import BaseTeacher, CachedTeacher, LiveTeacher, TeacherOutput
+from fastkd.teachers.committee import Council, live_sources
+from fastkd.teachers.hessian import HESSIAN
 from fastkd.teachers.output import split_need
 
 ALL, ALONE = "all terms", "student alone"
@@ -86,6 +88,7 @@ def profile(config: Config, *, steps: int = 30, warmup: int = 5, say: Callable[[
     live = config.model_copy(
         update={
             "teacher": config.teacher.model_copy(update={"cache": "none"}),
+            "teachers": [item.model_copy(update={"cache": "none"}) for item in config.teachers],
             "distill": config.distill.model_copy(update={"watch_cka": 0}),
         }
     )
@@ -199,15 +202,15 @@ class _Profiler:
         if terms is None:
             return None
         structures = sorted({int(index) for batch in self.batches for index in batch.structure_index.tolist()})
-        cutoffs = () if teacher.cutoff is None else (teacher.cutoff,)
-        batches = (batch.to(self.device) for batch in self.data.dataset(*cutoffs).batches(structures))
+        batches = (batch.to(self.device) for batch in self.data.dataset(*teacher.cutoffs).batches(structures))
         return CachedTeacher.build(teacher, terms.needs, batches, dataset_hash=self.data.hash)
 
     def _account(self, live: LiveTeacher, cached: CachedTeacher, teacher: BaseTeacher, terms: Terms) -> Cache:
         """Live against cached on the same batches, and what both mean for the run."""
         sources: dict[str, Callable[[Batch], TeacherOutput]] = {"live": live, "cached": cached}
         times: dict[str, list[float]] = {name: [] for name in sources}
-        for number, batch in enumerate(self.batches):
+        batches = [terms.teacher_batch(batch, number) for number, batch in enumerate(self.batches)]
+        for number, batch in enumerate(batches):
             for name, source in sources.items():
                 timer = StepTimer(self.device)
                 timer.next_step()
@@ -217,14 +220,16 @@ class _Profiler:
                     times[name].append(timer.milliseconds()[0][name])
         live_ms, cached_ms = (float(np.median(times[name])) for name in ("live", "cached"))
         train = len(self.data.training)
-        measured = self.batches[self.warmup :]
+        measured = batches[self.warmup :]
         build_s = 1e-3 * sum(times["live"]) / sum(batch.num_graphs for batch in measured) * train
         steps = self.config.train.steps
-        size = cache_bytes(live(measured[0]), terms, measured[0], structures=train, atoms=self.data.training_atoms)
+        sizes = self.data.training_sizes
+        atoms, squares = int(sizes.sum()), int(np.square(sizes).sum())
+        size = cache_bytes(live(measured[0]), terms, measured[0], structures=train, atoms=atoms, squares=squares)
         return Cache(live_ms, cached_ms, build_s, 1e-3 * (live_ms - cached_ms) * steps - build_s, size, train, steps)
 
 
-def cache_bytes(output: TeacherOutput, terms: Terms, batch: Batch, *, structures: int, atoms: int) -> int:
+def cache_bytes(output: TeacherOutput, terms: Terms, batch: Batch, *, structures: int, atoms: int, squares: int = 0) -> int:
     """Bytes of a cache in memory, from what the teacher says of one batch; other atoms are taken to have as many edges.
 
     Args:
@@ -233,11 +238,17 @@ def cache_bytes(output: TeacherOutput, terms: Terms, batch: Batch, *, structures
         batch: one.
         structures: to keep.
         atoms: that these have.
+        squares: sum over structures of the square of their atoms, which Hessians take.
     """
     edges = 0 if output.graph is None else round(atoms * output.graph.num_edges / max(batch.num_atoms, 1))
     kept: list[tuple[Tensor | None, int]] = [(batch.positions, atoms)]
     for need in terms.needs:
         name = split_need(need)[0]
+        if name == HESSIAN:
+            # nine numbers for each pair of atoms, from one that came
+            found = output.get(need)
+            kept.append((None if found is None else found.flatten(), 9 * squares))
+            continue
         kept.append((output.get(need), structures if name in _PER_STRUCTURE else edges if name == "edge" else atoms))
     if output.graph is not None and any(split_need(need)[0] == "edge" for need in terms.needs):
         # with features of edges, the edges themselves
@@ -265,8 +276,13 @@ def _with_terms(trainee: Trainee, names: Iterable[str], live: Any) -> Trainee:
     kept = [term for name, term in trainee.terms.terms.items() if name in set(names) and isinstance(term, Term)]
     if not kept:
         return replace(trainee, terms=None, teacher=None, perturbation=None, timer=OFF)
-    terms = Terms(kept)
-    source = LiveTeacher(live.teacher, terms.needs) if isinstance(live, LiveTeacher) else trainee.teacher
+    terms = Terms(kept, seed=trainee.terms.seed, references=trainee.terms.references)
+    source = trainee.teacher
+    if isinstance(live, LiveTeacher):
+        source = LiveTeacher(live.teacher, terms.needs)
+    elif isinstance(live, Council):
+        asked = {name: terms.needs_of(name) for name in live.sources}
+        source = Council({name: LiveTeacher(one.teacher, asked[name]) for name, one in live_sources(live).items() if asked[name]})
     return replace(trainee, terms=terms, teacher=source, timer=OFF)
 
 

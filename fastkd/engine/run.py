@@ -26,6 +26,7 @@ from fastkd.engine.threads import thread_count
 from fastkd.errors import CheckpointError, ConfigError, DataError
 from fastkd.files import cannot_write, write_atomically
 from fastkd.models import save_model
+from fastkd.teachers import BaseTeacher, Committee
 
 TEACHER = "teacher"
 #: Columns that the table needs; narrower terminals and log files get plain lines, which do not lose digits.
@@ -79,8 +80,8 @@ def run_one(config: Config, bench: Workbench, console: Console, *, name: str = "
     with thread_count(job.threads):
         train(job, console)
         _finish(job, data, name, title or name, order)
-        if config.teacher.path and name == "run":
-            measure_teacher(config, bench, config.run.dir / TEACHER)
+        if config.named_teachers and name == "run":
+            measure_teachers(config, bench, config.run.dir)
 
 
 def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
@@ -121,7 +122,10 @@ def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
 
 def _teacher_card(job: Job) -> dict[str, Any]:
     """Whom the student learned from, and under which licence that was given away; goes into the model file."""
-    return {"teacher": job.teacher.card()} if job.teacher is not None else {}
+    if job.teacher is None:
+        return {}
+    several = {"teachers": job.teacher.cards()} if isinstance(job.teacher, Committee) else {}
+    return {"teacher": job.teacher.card(), **several}
 
 
 def provenance(config: Config, data: RunData, metrics: Metrics, step: int) -> dict[str, Any]:
@@ -138,27 +142,36 @@ def provenance(config: Config, data: RunData, metrics: Metrics, step: int) -> di
     }
 
 
-def measure_teacher(config: Config, bench: Workbench, folder: Path) -> None:
-    """The teacher's errors on the same test structures, as a run of its own."""
+def measure_teachers(config: Config, bench: Workbench, folder: Path) -> None:
+    """The errors of the teacher, or of the mean of several and of each of them, below a folder."""
     teacher = bench.teacher(config)
-    teacher.start(bench.data(config).sample(teacher.cutoff))
+    measure_teacher(config, bench, teacher, folder, TEACHER, config.teacher.path if not isinstance(teacher, Committee) else teacher.source)
+    if isinstance(teacher, Committee):
+        for name, member in teacher.members.items():
+            measure_teacher(config, bench, member, folder, f"{TEACHER}_{name}", member.source)
+
+
+def measure_teacher(config: Config, bench: Workbench, teacher: BaseTeacher, run: Path, name: str, path: str) -> None:
+    """A teacher's errors on the same test structures, as a run of its own in the folder ``name``."""
+    folder = run / name
+    teacher.start(bench.data(config).sample(*teacher.cutoffs))
     if not teacher.complete:
         bench.say(f"{teacher.offer.name} predicts no energies and forces, so it is not in the table")
         return
-    batches = bench.data(config).test_batches(teacher.cutoff)
+    batches = bench.data(config).test_batches(*teacher.cutoffs)
     predictions = predict(teacher, batches, free_atoms=config.train.eval_on_free_atoms)
     folder.mkdir(parents=True, exist_ok=True)
     predictions.save(folder)
     RunSummary(
-        name=TEACHER,
-        title="teacher",
+        name=name,
+        title=name.replace("_", " ", 1) if not isinstance(teacher, Committee) else "mean of teachers",
         role="teacher",
         seed=config.run.seed,
         order=-1,
         parameters=teacher.num_parameters,
         atoms_per_second=inference_rate(teacher, batches, config.run.inference_repeats),
         test=predictions.metrics(),
-        extra={"path": config.teacher.path, "sha256": teacher.hash, "licence": teacher.licence},
+        extra={"path": path, "sha256": teacher.hash, "licence": teacher.licence},
     ).save(folder)
 
 
@@ -175,9 +188,9 @@ def _compare(config: Config, bench: Workbench, console: Console) -> None:
             open_folder(one)
             if not is_finished(folder, one.train.steps):
                 run_one(one, bench, console, name=arm.name, title=arm.title or arm.name, order=order)
-            if one.teacher.path and not teacher_tested:
+            if one.named_teachers and not teacher_tested:
                 with thread_count(one.run.threads or bench.threads):
-                    measure_teacher(one, bench, config.run.dir / TEACHER)
+                    measure_teachers(one, bench, config.run.dir)
                 teacher_tested = True
     _keep_best_student(config)
 

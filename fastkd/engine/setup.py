@@ -5,40 +5,34 @@ Runs of one comparison share a `Workbench`, so that data, teacher and teacher ou
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
-import torch
-
-from fastkd.config import Config
-from fastkd.data.batch import Batch
+from fastkd.config import Config, TeacherConfig
 from fastkd.data.reader import DataFile
 from fastkd.data.select import open_data_file
 from fastkd.distill import Terms, build_terms
 from fastkd.distill.augment import build_perturbation, check_augment
 from fastkd.distill.terms import FeatureTerm
 from fastkd.engine.datasets import RunData
+from fastkd.engine.devices import DTYPES, choose_device
 from fastkd.engine.ema import Average
 from fastkd.engine.loop import Job
 from fastkd.engine.schedule import Schedule
+from fastkd.engine.sources import MOVING, Lesson, Source, Sources, config_of, members_of, offers
 from fastkd.engine.state import Checkpoint, load_checkpoint
 from fastkd.engine.step import Trainee, label_loss, make_optimizer, trainable
-from fastkd.engine.teacher_cache import build_cache, described, disk_source, find_cache, judge, measure_loss_error, plan_cache
+from fastkd.engine.students import new_student
+from fastkd.engine.teacher_cache import build_cache, described, find_cache, measure_loss_error, plan_cache
 from fastkd.engine.threads import choose_threads, thread_count
 from fastkd.engine.watch import PairWatch
-from fastkd.errors import ConfigError, UserError
-from fastkd.models import Potential, build_model
-from fastkd.teachers import BaseTeacher, CachedTeacher, Feature, LiveTeacher, Need, Offer, TeacherOutput, load_teacher
+from fastkd.errors import ConfigError
+from fastkd.models import Potential
+from fastkd.teachers import BaseTeacher, Committee, Feature, Offer, load_teacher
+from fastkd.teachers.committee import live_sources
 from fastkd.teachers.loading import is_foreign
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
 Say = Callable[[str], None]
-CacheMode = Literal["disk", "none"]
-#: `augment.kind`s that show the teacher structures which no cache has.
-MOVING = ("rattle", "adversarial")
 
 
 @dataclass(eq=False)
@@ -47,11 +41,14 @@ class Workbench:
 
     say: Say = print
     teachers: dict[str, BaseTeacher] = field(default_factory=dict)
-    caches: list[tuple[str, frozenset[int], CachedTeacher]] = field(default_factory=list)
     files: dict[str, DataFile] = field(default_factory=dict)
     shown: set[str] = field(default_factory=set)  #: data sets whose card has been shown
     threads: int = 0  #: measured once for all runs
     planned: tuple[Config, ...] = ()  #: all runs of a comparison: what one of them keeps of the teacher serves the others
+    sources: Sources = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sources = Sources(self.teacher, self.say, self.planned)
 
     def data(self, config: Config) -> RunData:
         """The data of a run; the card of each file is shown once."""
@@ -72,8 +69,14 @@ class Workbench:
         return data
 
     def teacher(self, config: Config) -> BaseTeacher:
-        """The teacher of a config; where the config leaves it open, on the run's device and, if it is ours, in the run's dtype."""
-        asked = config.teacher
+        """The teacher of a config, or all of several as one; see `_one_teacher`."""
+        asked = config.named_teachers
+        if list(asked) == [""]:
+            return self._one_teacher(config, asked[""])
+        return Committee({name: self._one_teacher(config, item) for name, item in asked.items()})
+
+    def _one_teacher(self, config: Config, asked: TeacherConfig) -> BaseTeacher:
+        """A teacher; where the config leaves it open, on the run's device and, if it is ours, in the run's dtype."""
         device = choose_device(config.run.device if asked.device == "auto" else asked.device, "teacher.device")
         own = config.run.dtype if not is_foreign(asked.path) else ""
         dtype = own if asked.dtype == "auto" else asked.dtype
@@ -85,115 +88,6 @@ class Workbench:
             )
         return self.teachers[key]
 
-    def source(
-        self, config: Config, teacher: BaseTeacher, terms: Terms, data: RunData, student: Potential, chosen: CacheMode | None = None
-    ) -> Callable[[Batch], TeacherOutput]:
-        """Where a run gets its teacher's outputs: live, or from a cache of every training structure, shared where it covers them.
-
-        Args:
-            config: of the run.
-            teacher: of the run.
-            terms: of the run.
-            data: of the run.
-            student: in the state of the first step, to say what the dtype of a cache changes.
-            chosen: what ``auto`` came to when the run began; None: it comes to it now.
-        """
-        mode: str = config.teacher.cache
-        if config.augment.kind in MOVING:
-            if mode != "none":
-                self.say(
-                    f"augment.kind={config.augment.kind} moves atoms: the teacher is asked anew for every batch, nothing of it is kept"
-                )
-            mode = "none"
-        if mode == "auto":
-            mode = chosen or self._judged(config, teacher, terms, data)
-        if mode == "none":
-            return LiveTeacher(teacher, terms.needs)
-        wanted, asked = frozenset(data.training.tolist()), config.teacher
-        key = f"{teacher.hash} {data.hash} {teacher.dtype} {teacher.cutoff} {mode}"
-        key += f" {asked.cache_path} {asked.cache_dtype} {asked.cache_preload}" if mode == "disk" else ""
-        for known, structures, cache in self.caches:
-            if known == key and wanted <= structures and terms.needs <= cache.needs:
-                return cache
-        needs = terms.needs | self.needs_to_come(config, teacher)
-        if mode == "disk":
-            cache = disk_source(config, teacher, needs, data, self.say, lambda: measure_loss_error(config, student, terms, teacher, data))
-        else:
-            cache = CachedTeacher.build(teacher, needs, data.teacher_batches(teacher.cutoff), dataset_hash=data.hash)
-            # on a GPU, looking whether a structure has moved would wait for the device in every step
-            cache.live = LiveTeacher(teacher, needs) if data.device.type == "cpu" else None
-            per_batch = 1e3 * cache.cost.seconds / max(cache.cost.batches, 1)
-            self.say(f"teacher outputs kept in memory: {cache.cost}, {per_batch:.1f} ms per batch")
-        self.caches.append((key, wanted, cache))
-        return cache
-
-    def _judged(self, config: Config, teacher: BaseTeacher, terms: Terms, data: RunData) -> CacheMode:
-        sharing = [
-            run
-            for run in self.planned
-            if (run.teacher, run.data, run.augment.synthetic) == (config.teacher, config.data, config.augment.synthetic)
-            and run.distill.terms
-        ]
-        verdict = judge(config, teacher, terms.needs | self.needs_to_come(config, teacher), data, runs=max(1, len(sharing)))
-        self.say(str(verdict))
-        return "disk" if verdict.cached else "none"
-
-    def needs_to_come(self, config: Config, teacher: BaseTeacher) -> frozenset[Need]:
-        """What other runs of the comparison will ask of the same teacher about the same structures."""
-        needs: frozenset[Need] = frozenset()
-        for other in {str(run.distill): run for run in self.planned}.values():
-            if (other.teacher, other.data, other.augment.synthetic) != (config.teacher, config.data, config.augment.synthetic):
-                continue
-            # a run whose terms cannot be built says so itself, when it is its turn
-            with contextlib.suppress(UserError):
-                student = Offer.of(initial_student(other), "student")
-                needs |= build_terms(other.distill, student, teacher.offer, seed=other.run.seed).needs
-        return needs
-
-
-def choose_device(name: str, key: str = "run.device") -> torch.device:
-    """The device that a config names under ``key``; auto takes CUDA where there is one.
-
-    Raises:
-        ConfigError: if the name is no device, or there is none such.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"{key} = {name!r}: must be auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"{key} = {name!r}: must be auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise ConfigError(f"{key} = {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; set {key}=auto")
-    return device
-
-
-def new_student(config: Config, data: RunData, device: torch.device, teacher: BaseTeacher | None = None) -> Potential:
-    """A student with weights from ``run.seed`` alone, reference energies and energy scale from the labelled training structures."""
-    student = initial_student(config)
-    data.apply_references(student, teacher)
-    return student.to(device).train()
-
-
-def initial_student(config: Config) -> Potential:
-    """The weights that a run starts from, which follow from its config alone; energies of elements and their scale are not set."""
-    # only the CPU's generator is forked and seeded: weights are drawn there, and no caller's random numbers change
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        student = build_model(config.model)
-    return cast_model(student, DTYPES[config.run.dtype])
-
-
-def cast_model(model: Potential, dtype: torch.dtype) -> Potential:
-    """The same model with weights of another dtype; reference energies and scale stay in float64."""
-    kept = {name: getattr(model, name).clone() for name in ("reference_energy", "energy_scale")}
-    model.to(dtype)
-    for name, value in kept.items():
-        setattr(model, name, value)
-    return model
-
 
 def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tuple[Job, RunData]:
     """Put a run together, and go back to its last checkpoint if it has one.
@@ -202,22 +96,23 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
         UserError: for everything that the config, the data, the teacher or the checkpoint may have wrong.
     """
     device = choose_device(config.run.device)
-    teacher = bench.teacher(config) if config.teacher.path else None
+    teacher = bench.teacher(config) if config.named_teachers else None
     data = bench.data(config)
     if teacher is not None:
-        data.require_elements(teacher.known_element, f"the teacher {config.teacher.path}")
-        teacher.start(data.sample(teacher.cutoff))
+        for name, member in teacher.members.items() if isinstance(teacher, Committee) else [("", teacher)]:
+            data.require_elements(member.known_element, f"the teacher {config.named_teachers[name].path}")
+        teacher.start(data.sample(*teacher.cutoffs))
     student = new_student(config, data, device, teacher)
     checkpoint = load_checkpoint(config.run.dir) if resume else None
     bench.threads = _threads(config, bench, student, data, stored=int(checkpoint.tree["threads"]) if checkpoint else 0)
     with thread_count(bench.threads):
-        trainee = _trainee(config, bench, student, teacher, data, _chosen(checkpoint))
+        trainee = _trainee(config, bench, student, teacher, data, checkpoint)
         # a cached teacher needs no neighbour graph of its own
         cutoffs = {config.model.cutoff}
         # nor does one that sees moved atoms only, whose graphs are found when they have moved
         moves = trainee.perturbation is not None and not trainee.perturbation.wants_forces
-        if isinstance(trainee.teacher, LiveTeacher) and trainee.teacher.teacher.cutoff is not None and not moves:
-            cutoffs.add(trainee.teacher.teacher.cutoff)
+        for live in live_sources(trainee.teacher).values():
+            cutoffs.update(() if moves else live.teacher.cutoffs)
         job = Job(
             label,
             config,
@@ -235,19 +130,13 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
     return job, data
 
 
-def _chosen(checkpoint: Checkpoint | None) -> CacheMode | None:
-    """What teacher.cache=auto came to when the run began: its bits depend on it."""
-    live = None if checkpoint is None else checkpoint.tree.get("live_teacher")
-    return None if live is None else "none" if live else "disk"
-
-
 def build_cache_of(
     config: Config, bench: Workbench, *, rank: int = 0, world: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> bool:
-    """Build the cache file of a run without training; ``rank`` and ``world`` as in `fastkd.engine.teacher_cache.build_cache`.
+    """Build the cache files of a run without training; ``rank`` and ``world`` as in `fastkd.engine.teacher_cache.build_cache`.
 
     Returns:
-        Whether there is anything to keep, that is, whether a term asks the teacher for something.
+        Whether there is anything to keep, that is, whether a term asks a teacher for something.
 
     Raises:
         UserError: for everything that config, data, teacher or an existing file may have wrong.
@@ -255,41 +144,58 @@ def build_cache_of(
     if config.augment.kind in MOVING:
         raise ConfigError(f"augment.kind={config.augment.kind} moves atoms, so a run cannot use a cache of its teacher; drop one of them")
     teacher, data = bench.teacher(config), bench.data(config)
-    data.require_elements(teacher.known_element, f"the teacher {config.teacher.path}")
-    teacher.start(data.sample(teacher.cutoff))
+    _start(config, teacher, data)
     student = new_student(config, data, data.device, teacher)
     terms = _terms(config, student, teacher, data)
-    if not terms.needs:
-        return False
-    plan = plan_cache(config, teacher, terms.needs | bench.needs_to_come(config, teacher), data)
-    file = find_cache(config, plan)
-    if file is not None:
-        bench.say(described(file))
-        file.close()
-        return True
-    error = measure_loss_error(config, student, terms, teacher, data)
-    build_cache(plan, teacher, data, bench.say, rank=rank, world=world, loss_error=error, progress=progress)
-    return True
+    for name, member in members_of(teacher).items():
+        needs = terms.needs_of(name)
+        if not needs:
+            continue
+        one = config_of(config, name)
+        plan = plan_cache(one, member, needs | bench.sources.needs_to_come(config, name), data)
+        file = find_cache(one, plan)
+        if file is not None:
+            bench.say(described(file))
+            file.close()
+            continue
+        error = measure_loss_error(one, student, terms, teacher, data, name)
+        build_cache(plan, member, data, bench.say, rank=rank, world=world, loss_error=error, progress=progress)
+    return bool(terms.needs)
+
+
+def _start(config: Config, teacher: BaseTeacher, data: RunData) -> None:
+    """Let teachers look at the data.
+
+    Raises:
+        UserError: if one does not know an element, or something has another shape than was declared.
+    """
+    for name, member in members_of(teacher).items():
+        data.require_elements(member.known_element, f"the teacher {config.named_teachers[name].path}")
+    teacher.start(data.sample(*teacher.cutoffs))
 
 
 def _terms(config: Config, student: Potential, teacher: BaseTeacher | None, data: RunData) -> Terms:
     """The terms of a run, and the student set to give what they want."""
-    offer, free_atoms = None if teacher is None else teacher.offer, config.loss.train_on_free_atoms
-    terms = build_terms(config.distill, Offer.of(student, "student"), offer, seed=config.run.seed, free_atoms=free_atoms)
+    free_atoms = config.loss.train_on_free_atoms
+    terms = build_terms(config.distill, Offer.of(student, "student"), **offers(teacher), seed=config.run.seed, free_atoms=free_atoms)
     student.kept_layers = terms.student_keeps
+    terms.attach(student)
     return terms.to(device=data.device, dtype=data.dtype)
 
 
 def _trainee(
-    config: Config, bench: Workbench, student: Potential, teacher: BaseTeacher | None, data: RunData, chosen: CacheMode | None = None
+    config: Config, bench: Workbench, student: Potential, teacher: BaseTeacher | None, data: RunData, checkpoint: Checkpoint | None
 ) -> Trainee:
-    terms = source = None
+    terms: Terms | None = None
+    source: Source | None = None
     if config.distill.terms:
         terms = _terms(config, student, teacher, data)
         # a teacher whom no term asks has nothing to compute
-        source = bench.source(config, teacher, terms, data, student, chosen) if teacher is not None and terms.needs else None
+        if teacher is not None and terms.needs:
+            # what auto came to when the run began: its bits depend on it
+            live = None if checkpoint is None else checkpoint.tree.get("live_teachers")
+            source = bench.sources.of(Lesson(config, teacher, terms, data, student), live)
     check_augment(config, teacher, terms, unlabelled=bool(len(data.selection.unlabelled)))
-    cutoffs = {config.model.cutoff} | ({teacher.cutoff} if teacher is not None and teacher.cutoff is not None else set())
     parameters = trainable(student, terms)
     return Trainee(
         student=student,
@@ -299,7 +205,9 @@ def _trainee(
         average=Average(parameters, config.train.ema_decay),
         loss=config.loss,
         clip=config.train.clip,
-        perturbation=build_perturbation(config.augment, config.run.seed, cutoffs),
+        perturbation=build_perturbation(
+            config.augment, config.run.seed, {config.model.cutoff, *(teacher.cutoffs if teacher is not None else ())}
+        ),
     )
 
 
@@ -309,7 +217,7 @@ def _watch(config: Config, terms: Terms | None, teacher: BaseTeacher | None, dat
         return None
     if terms is None or teacher is None or not any(isinstance(term, FeatureTerm) for term in terms.terms.values()):
         raise ConfigError("distill.watch_cka looks at terms on features (n2n, e2n, v2v), and there are none; add one, or set it to 0")
-    cutoffs = {config.model.cutoff} | ({teacher.cutoff} if teacher.cutoff is not None else set())
+    cutoffs = {config.model.cutoff, *teacher.cutoffs}
     return PairWatch(terms, teacher, data.val_sample(config.distill.watch_cka, *cutoffs))
 
 

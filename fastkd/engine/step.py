@@ -8,8 +8,8 @@ over their free atoms where the data tells them
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from fastkd.engine.timing import OFF, StepTimer
 from fastkd.errors import TrainingError
 from fastkd.models.base import Potential, Prediction
 from fastkd.teachers import LiveTeacher, TeacherOutput
+from fastkd.teachers.committee import Council
 
 #: Steps between looks at the loss on an accelerator, where every look waits for the device; on a CPU each step is looked at.
 ACCELERATOR_LOOKS = 20
@@ -85,7 +86,7 @@ class Trainee:
 
     student: Potential
     terms: Terms | None
-    teacher: Callable[[Batch], TeacherOutput] | None
+    teacher: Callable[[Batch], TeacherOutput | Mapping[str, TeacherOutput]] | None  #: of several teachers, what each says by name
     optimizer: torch.optim.Optimizer
     average: Average
     loss: LossConfig
@@ -124,7 +125,9 @@ def train_step(trainee: Trainee, batch: Batch, rate: float, step: int) -> StepRe
     for parameter in trainee.parameters:
         parameter.grad = None
     with trainee.timer.part("backward"):
-        total.backward()  # type: ignore[no-untyped-call]
+        # where a term differentiates forces, positions are leaves too, and their gradient is nobody's
+        leaves = trainee.parameters if trainee.terms is not None and trainee.terms.differentiates_forces else None
+        total.backward(inputs=leaves)  # type: ignore[no-untyped-call]
     # 0 means no clipping, but the norm is wanted anyway: it shows trouble first
     limit = trainee.clip or math.inf
     with trainee.timer.part("optimiser"):
@@ -144,6 +147,7 @@ def batch_loss(trainee: Trainee, batch: Batch, step: int = 0) -> tuple[dict[str,
 
     Where atoms are moved, the loss on labels and terms without a teacher see the batch, terms with one its moved copy.
     """
+    batch = batch if trainee.terms is None else trainee.terms.teacher_batch(batch, step)
     if trainee.perturbation is not None:
         return _moved_loss(trainee, trainee.perturbation, batch, step)
     with trainee.timer.part("teacher"):
@@ -153,7 +157,7 @@ def batch_loss(trainee: Trainee, batch: Batch, step: int = 0) -> tuple[dict[str,
         prediction = trainee.student(seen, forces=True)
     with trainee.timer.part("labels"):
         labels = label_loss(prediction, batch, trainee.loss)
-    values = trainee.terms(prediction, targets, batch, step) if trainee.terms is not None else {}
+    values = trainee.terms(prediction, targets, replace(batch, positions=seen.positions), step) if trainee.terms is not None else {}
     return _summed(labels, values)
 
 
@@ -162,6 +166,8 @@ def _summed(labels: LabelLoss, values: dict[str, TermValue]) -> tuple[dict[str, 
     total = labels.total.double()
     for name, term in values.items():
         losses[f"kd_{name}"] = term.raw.detach()
+        if term.share is not None:
+            losses[f"kd_{name}_agreed"] = term.share
         total = total + term.weighted
     losses["total"] = total.detach()
     return losses, total, labels.forces.detach()
@@ -170,10 +176,10 @@ def _summed(labels: LabelLoss, values: dict[str, TermValue]) -> tuple[dict[str, 
 def _moved_loss(trainee: Trainee, perturbation: Perturbation, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """`batch_loss` with moved atoms."""
     student, terms, timer = trainee.student, trainee.terms, trainee.timer
-    live = trainee.teacher if isinstance(trainee.teacher, LiveTeacher) else None
+    source = trainee.teacher if isinstance(trainee.teacher, LiveTeacher | Council) else None
     with timer.part("teacher"):
-        moved = perturbation(batch, student, live, terms, step)
-        targets = live(moved) if live is not None and terms is not None else None
+        moved = perturbation(batch, student, source, terms, step)
+        targets = source(moved) if source is not None and terms is not None else None
     seen = moved if perturbation.for_labels else batch
     with timer.part("student"):
         prediction = student(seen, forces=True)
@@ -181,9 +187,10 @@ def _moved_loss(trainee: Trainee, perturbation: Perturbation, batch: Batch, step
         labels = label_loss(prediction, batch, trainee.loss)
     values: dict[str, TermValue] = {}
     if terms is not None and targets is not None:
+        shown = terms.student_batch(moved, targets)
         with timer.part("student"):
-            on_moved = student(terms.student_batch(moved, targets), forces="forces" in terms.needs)
-        values |= terms(on_moved, targets, moved, step, "taught")
+            on_moved = student(shown, forces="forces" in terms.needs or terms.differentiates_forces)
+        values |= terms(on_moved, targets, replace(moved, positions=shown.positions), step, "taught")
     if terms is not None:
         values |= terms(prediction, None, seen, step, "own")
     return _summed(labels, values)

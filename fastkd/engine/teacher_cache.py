@@ -7,10 +7,11 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastkd.config import Config
 from fastkd.data.batch import Batch
@@ -18,14 +19,14 @@ from fastkd.distill import Terms
 from fastkd.engine.datasets import RunData
 from fastkd.errors import CheckpointError, UserError
 from fastkd.models import Potential
-from fastkd.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Need
+from fastkd.teachers import BaseTeacher, CachedTeacher, Committee, LiveTeacher, Need, TeacherOutput
 from fastkd.teachers.base import TeacherCost
 from fastkd.teachers.cache_build import CachePlan, build_shards, join
 from fastkd.teachers.cache_dtypes import OWN, dtypes_of, narrow, rounded
 from fastkd.teachers.cache_file import CacheFile, open_cache
 from fastkd.teachers.cache_key import CacheKey
 from fastkd.teachers.cache_shards import find_shards
-from fastkd.teachers.store import Block
+from fastkd.teachers.store import Block, whole_rows
 
 #: teacher.cache=auto: a cache is worth its disk space if each GB of it saves so many seconds, and it leaves half of the free space free.
 SECONDS_PER_GB, SHARE_OF_FREE = 10.0, 0.5
@@ -45,8 +46,7 @@ def plan_cache(config: Config, teacher: BaseTeacher, needs: frozenset[Need], dat
     """
     dtypes = dtypes_of(config.teacher.cache_dtype, needs)
     key = CacheKey.of(teacher, dtypes, data=data.hash, data_dtype=config.run.dtype)
-    cutoffs = () if teacher.cutoff is None else (teacher.cutoff,)
-    batches = tuple(tuple(chunk) for chunk in data.dataset(*cutoffs).chunks(data.training.tolist()))
+    batches = tuple(tuple(chunk) for chunk in data.dataset(*teacher.cutoffs).chunks(data.training.tolist()))
     path = config.teacher.cache_path
     if path.suffix in (".h5", ".hdf5"):
         return CachePlan(key, path, batches)
@@ -111,8 +111,7 @@ def build_cache(
         DataError: as `build_shards` and `join`.
         ConfigError: if there is no such rank.
     """
-    cutoffs = () if teacher.cutoff is None else (teacher.cutoff,)
-    dataset = data.dataset(*cutoffs)
+    dataset = data.dataset(*teacher.cutoffs)
 
     def make_batch(numbers: Sequence[int]) -> Batch:
         return dataset.batch(numbers).to(data.device)
@@ -144,29 +143,49 @@ def described(file: CacheFile) -> str:
     return text
 
 
-def measure_loss_error(config: Config, student: Potential, terms: Terms, teacher: BaseTeacher, data: RunData) -> dict[str, float]:
+def measure_loss_error(
+    config: Config, student: Potential, terms: Terms, teacher: BaseTeacher, data: RunData, name: str = ""
+) -> dict[str, float]:
     """How much the kept dtypes change each distillation loss at the start of training, relative to the loss; empty if they keep every bit.
 
     Measured on the first batch of training structures; nothing of the student changes.
+
+    Args:
+        config: with the teacher that is kept as its only one.
+        student: at the start.
+        terms: of the run.
+        teacher: that is kept, or a committee with it.
+        data: of the run.
+        name: which of a committee is kept.
     """
-    dtypes = dtypes_of(config.teacher.cache_dtype, terms.needs)
+    dtypes = dtypes_of(config.teacher.cache_dtype, terms.needs_of(name))
     if set(dtypes.values()) == {OWN}:
         return {}
-    cutoffs = {config.model.cutoff} | ({teacher.cutoff} if teacher.cutoff is not None else set())
-    batch = data.dataset(*cutoffs).batch(data.training[: config.data.batch_size].tolist()).to(data.device)
-    said = teacher(batch, terms.needs)
-    kept = rounded(said, dtypes)
-    said_values = {need: said.get(need) for need in terms.needs}
-    if all(value is None or torch.equal(value, kept.get(need)) for need, value in said_values.items()):  # type: ignore[arg-type]
+    members = teacher.members if isinstance(teacher, Committee) else {"": teacher}
+    batch = data.dataset(config.model.cutoff, *teacher.cutoffs).batch(data.training[: config.data.batch_size].tolist()).to(data.device)
+    batch = terms.teacher_batch(batch, 0)
+    said = {who: member.ask(batch, needs) for who, member in members.items() if (needs := terms.needs_of(who))}
+    kept = said | {name: rounded(said[name], dtypes)}
+    if all(torch.equal(_present(said[name], need), _present(kept[name], need)) for need in dtypes):
         return {}
     # a copy: a student may tabulate filters when it is first asked
-    twin = copy.deepcopy(student)
-    losses = []
-    for output in (said, kept):
-        prediction = twin(terms.student_batch(batch, output), forces=True)
-        losses.append({name: float(value.raw.detach()) for name, value in terms(prediction, output, batch).items()})
+    twin, losses = copy.deepcopy(student), []
+    terms.attach(twin)
+    for outputs in (said, kept):
+        output = outputs if isinstance(teacher, Committee) else outputs[""]
+        seen = terms.student_batch(batch, output)
+        values = terms(twin(seen, forces=True), output, replace(batch, positions=seen.positions))
+        losses.append({term: float(value.raw.detach()) for term, value in values.items()})
+    terms.attach(student)
     tiny = torch.finfo(torch.float32).tiny
-    return {name: abs(losses[1][name] - loss) / max(abs(loss), tiny) for name, loss in losses[0].items()}
+    return {term: abs(losses[1][term] - loss) / max(abs(loss), tiny) for term, loss in losses[0].items()}
+
+
+def _present(output: TeacherOutput, need: Need) -> Tensor:
+    value = output.get(need)
+    if value is None:
+        raise ValueError(f"the teacher was asked for {need} and did not give it")
+    return value
 
 
 def disk_source(
@@ -243,9 +262,8 @@ def judge(config: Config, teacher: BaseTeacher, needs: frozenset[Need], data: Ru
     if file is not None:
         file.close()
     free = shutil.disk_usage(_existing(plan.path.parent)).free
-    cutoffs = () if teacher.cutoff is None else (teacher.cutoff,)
-    batch = data.dataset(*cutoffs).batch(data.training[: config.data.batch_size].tolist()).to(data.device)
-    cost = TeacherCost()
+    batch = data.dataset(*teacher.cutoffs).batch(data.training[: config.data.batch_size].tolist()).to(data.device)
+    batch, cost = whole_rows(batch, needs), TeacherCost()
     output = cost.measured(teacher, batch, needs)
     before = cost.settle()
     started = time.perf_counter()

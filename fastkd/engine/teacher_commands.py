@@ -18,8 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fastkd.data.batch import Batch
 from fastkd.data.batching import Pieces, collate
 from fastkd.data.select import open_data_file
+from fastkd.engine.devices import DTYPES, choose_device
 from fastkd.engine.label import LabelOptions, label_file
-from fastkd.engine.setup import DTYPES, choose_device
 from fastkd.errors import ConfigError, DataError
 from fastkd.teachers import BaseTeacher, load_teacher
 from fastkd.teachers.inspect import inspect_teacher

@@ -15,7 +15,7 @@ from fastkd.data.batch import Batch
 from fastkd.distill import Terms
 from fastkd.distill.terms import FeatureTerm
 from fastkd.models.base import Potential
-from fastkd.teachers import BaseTeacher
+from fastkd.teachers import BaseTeacher, Committee, Need
 
 
 class PairWatch:
@@ -30,10 +30,17 @@ class PairWatch:
     def __init__(self, terms: Terms, teacher: BaseTeacher, batches: Sequence[Batch]) -> None:
         self._terms = {name: term for name, term in terms.terms.items() if isinstance(term, FeatureTerm)}
         self._batches = tuple(batches)
+        asked: dict[str, list[str]] = {}
+        for name, term in self._terms.items():
+            asked.setdefault(term.teacher, []).append(name)
         self._targets: list[dict[str, Tensor]] = []
         for batch in self._batches:
-            output = teacher(batch, terms.needs)
-            self._targets.append({name: term.teacher_feature(output).detach() for name, term in self._terms.items()})
+            targets: dict[str, Tensor] = {}
+            for who, names in asked.items():
+                source = teacher.members[who] if isinstance(teacher, Committee) else teacher
+                output = source(batch, frozenset[Need]().union(*(self._terms[name].needs for name in names)))
+                targets |= {name: self._terms[name].teacher_feature(output).detach() for name in names}
+            self._targets.append(targets)
 
     @property
     def units(self) -> dict[str, str]:

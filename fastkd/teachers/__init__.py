@@ -2,6 +2,7 @@
 
 from .base import BaseTeacher, TeacherCost
 from .cache import CachedTeacher
+from .committee import Committee, Council
 from .hooks import Feature
 from .loading import load_teacher
 from .output import Need, Offer, TeacherOutput
@@ -12,6 +13,8 @@ __all__ = [
     "BaseTeacher",
     "CachedTeacher",
     "Call",
+    "Committee",
+    "Council",
     "Feature",
     "ForeignModule",
     "LiveTeacher",

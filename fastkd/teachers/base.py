@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from fastkd.data.batch import Batch
 from fastkd.errors import ConfigError
 from fastkd.models.base import MAX_ATOMIC_NUMBER
-from fastkd.teachers.output import Need, Offer, TeacherOutput
+from fastkd.teachers.hessian import EXACT, HESSIAN, difference_rows
+from fastkd.teachers.output import Need, Offer, TeacherOutput, split_need
 
 
 @dataclass
@@ -46,7 +47,7 @@ class TeacherCost:
 
     def measured(self, teacher: BaseTeacher, batch: Batch, needs: frozenset[Need], *, gradient: bool = False) -> TeacherOutput:
         """Ask the teacher about a batch, and count it; ``gradient`` takes `BaseTeacher.with_gradient`."""
-        ask = teacher.with_gradient if gradient else teacher
+        ask = teacher.with_gradient if gradient else teacher.ask
         self.batches += 1
         self.structures += batch.num_graphs
         self.atoms += batch.num_atoms
@@ -85,9 +86,44 @@ class BaseTeacher(ABC):
         """What a structure's energy has beside those of its atoms, [] float64, eV."""
         return torch.zeros((), dtype=torch.float64)
 
+    @property
+    def cutoffs(self) -> tuple[float, ...]:
+        """Å, of the neighbour graphs that batches must hold."""
+        return () if self.cutoff is None else (self.cutoff,)
+
     @abstractmethod
     def __call__(self, batch: Batch, needs: frozenset[Need]) -> TeacherOutput:
         """Outputs and features for a batch, detached; only what was asked for, on the batch's device."""
+
+    def ask(self, batch: Batch, needs: frozenset[Need]) -> TeacherOutput:
+        """As a call, with rows of the Hessian where ``needs`` has them; these are in ``layers``, and `Batch.hessian_rows` says which."""
+        rows = frozenset(need for need in needs if split_need(need)[0] == HESSIAN)
+        output = self(batch, needs - rows)
+        if not rows:
+            return output
+        return replace(output, layers={**output.layers, **{need: self.hessian_rows(batch, split_need(need)[1]) for need in sorted(rows)}})
+
+    def hessian_rows(self, batch: Batch, method: str) -> Tensor:
+        """Rows ``batch.hessian_rows`` of the Hessian, [s, n_atoms, 3] eV/Å², on the batch's device.
+
+        Args:
+            batch: with ``hessian_rows`` [s, n_graphs].
+            method: ``exact``, where the teacher can be differentiated, or the step of central differences of its forces in Å.
+
+        Raises:
+            ValueError: if the batch names no rows, or the teacher does not have the method.
+        """
+        if batch.hessian_rows is None:
+            raise ValueError("the batch does not say which rows of the Hessian are wanted (Batch.hessian_rows)")
+        if method == EXACT:
+            raise ValueError(f"{self.offer.name} has no exact rows of the Hessian")
+
+        def forces(moved: Batch) -> Tensor:
+            found = self(moved, frozenset({"forces"})).forces
+            assert found is not None
+            return found
+
+        return difference_rows(forces, batch, batch.hessian_rows, float(method))
 
     @abstractmethod
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:

@@ -2,7 +2,8 @@
 
 The teacher is frozen and structures do not change, so after one pass a step costs a gather instead of a forward pass. What is kept
 are energies, forces and features *per atom*; edge features are reduced into atoms first, because no student takes part in that sum.
-Only where a term compares edges with edges (e2e) are they kept as they are, with the edges that they belong to.
+Only where a term compares edges with edges (e2e) are they kept as they are, with the edges that they belong to. Of Hessians all rows are kept,
+9 n² numbers for a structure of n atoms, because every step draws others.
 
 What a batch gets back is, to the bit, what the teacher said about each structure when the cache was built (on disk: unless a narrower
 dtype was asked for). Batches are gathered, not computed, so that neither the order of steps nor a resume can change a bit; a live
@@ -42,6 +43,7 @@ from fastkd.teachers.store import (
     per,
     select_structures,
     wants_edges,
+    whole_rows,
 )
 from fastkd.teachers.teacher import LiveTeacher
 
@@ -92,6 +94,7 @@ class CachedTeacher:
             DataError: if a structure comes twice, or there is none.
         """
         started, live = time.perf_counter(), TeacherCost()
+        batches = (whole_rows(batch, needs) for batch in batches)
         store = MemoryStore.of([Block.of(batch, live.measured(teacher, batch, needs), needs) for batch in batches])
         cost = TeacherCost(
             seconds=time.perf_counter() - started,
@@ -153,8 +156,17 @@ class CachedTeacher:
             first = torch.repeat_interleave(batch.atom_ptr[:-1], edge.count)
             graph = CSRGraph.from_edges(self.store.take(EDGE_SRC, edge) + first, self.store.take(EDGE_DST, edge) + first, batch.num_atoms)
             more = {"edge_direction": self.store.take(EDGE_DIRECTION, edge), "edge_shift": self.store.take(EDGE_SHIFT, edge)}
-        more |= {need: self.store.take(need, rows[per(need)]) for need in sorted(self.needs)}
+        for need in self._asked(batch):
+            if per(need) == "matrix":
+                blocks, there = layout.matrix_rows(slots, batch)
+                more[need] = self.store.take(need, blocks).view(-1, batch.num_atoms, 3) * there
+            else:
+                more[need] = self.store.take(need, rows[per(need)])
         return _output(graph, self.cutoff, more)
+
+    def _asked(self, batch: Batch) -> list[Need]:
+        """What is kept, without Hessians where a batch asks for no rows: who keeps them may share the cache with who does not want them."""
+        return sorted(need for need in self.needs if batch.hessian_rows is not None or per(need) != "matrix")
 
     def _known(self, batch: Batch) -> Tensor:
         """Which structures are here as they were when the cache was built, [n_graphs] bool."""
@@ -189,9 +201,11 @@ class CachedTeacher:
     def _partly_live(self, batch: Batch, known: Tensor) -> TeacherOutput:
         """Known structures from the store, the others from the teacher itself."""
         assert self.live is not None
+        asked = self._asked(batch)
         if not bool(known.any()):
-            return self.live(batch)
-        parts = [self._gather(select_structures(batch, known)), self.live(select_structures(batch, ~known))]
+            return self.live.ask(batch, frozenset(asked))
+        others = self.live.ask(select_structures(batch, ~known), frozenset(asked))
+        parts = [self._gather(select_structures(batch, known)), others]
         atom = known[batch.graph_index]
         order = {"structure": _back(known), "atom": _back(atom)}
         found = None if self.cutoff is None else batch.graphs.get(self.cutoff)
@@ -201,8 +215,9 @@ class CachedTeacher:
             graph, order["edge"] = _joined(parts, atom, batch)
             for name in ("edge_direction", "edge_shift"):
                 more[name] = torch.cat([getattr(part, name) for part in parts])[order["edge"]]
-        for need in sorted(self.needs):
-            more[need] = torch.cat([_had(part.get(need), need) for part in parts])[order[per(need)]]
+        for need in asked:
+            values = [_had(part.get(need), need) for part in parts]
+            more[need] = torch.cat(values, 1)[:, order["atom"]] if per(need) == "matrix" else torch.cat(values)[order[per(need)]]
         return _output(graph, self.cutoff, more)
 
     def to(self, device: torch.device | str) -> CachedTeacher:

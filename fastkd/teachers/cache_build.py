@@ -43,7 +43,7 @@ from fastkd.teachers.cache_shards import (
     find_shards,
     finish,
 )
-from fastkd.teachers.store import Block
+from fastkd.teachers.store import Block, whole_rows
 
 #: A shard ends after so many bytes or seconds, whichever comes first: what a kill can cost at most.
 SHARD_BYTES, SHARD_SECONDS = 256 << 20, 120.0
@@ -136,7 +136,7 @@ def build_shards(
         writer, opened = ShardWriter(plan.folder, plan.hash, run.start, dict(plan.key.dtypes)), time.perf_counter()
         try:
             for number in run:
-                batch, before = make_batch(plan.batches[number]), cost.settle()
+                batch, before = whole_rows(make_batch(plan.batches[number]), plan.key.needs), cost.settle()
                 block = Block.of(batch, cost.measured(teacher, batch, plan.key.needs), plan.key.needs)
                 writer.append(block, cost.settle() - before)
                 done += batch.num_graphs

@@ -22,6 +22,7 @@ from fastkd.models.base import FINAL, Potential
 NeedName = Literal[
     "energy", "forces", "stress", "atom_energy", "node", "vector", "edge", "edge_sum", "edge_vector_sum", "degree", "graph_feature"
 ]
+#: Beside these there are ``hessian_rows@exact`` and ``hessian_rows@STEP``: rows of the Hessian that `Batch.hessian_rows` names, [s, n_atoms, 3].
 
 #: A name, or for features of another layer than the last ``name@layer``, such as ``node@regular_2`` (see `at_layer`).
 Need = str
@@ -67,7 +68,9 @@ class TeacherOutput:
     graph: CSRGraph | None = None  #: None if the teacher makes its own, or if there are only labels
     cutoff: float | None = None  #: Å, of graph
     edge_shift: Tensor | None = None  #: [n_edges, 3] int64, periodic image of each edge's source; where ``edge`` was asked for
-    layers: Mapping[Need, Tensor] = field(default_factory=dict)  #: features of other layers than the last, by need
+    #: where several teachers agree, for a term that asks for it: [n_graphs], [n_atoms] or [s, n_atoms] bool
+    agreed: Tensor | None = None
+    layers: Mapping[Need, Tensor] = field(default_factory=dict)  #: features of other layers than the last, and Hessian rows, by need
 
     def get(self, need: Need) -> Tensor | None:
         """What was asked for by a need, or None."""
@@ -98,6 +101,7 @@ class Offer:
     cutoff: float | None = None  #: Å, of its neighbour graph
     edge_rule: str = ""  #: which edges it has features of, see `Potential.edge_rule`; empty if it does not say
     takes_any_graph: bool = False  #: whether it can compute on another model's edges
+    hessian: tuple[str, ...] = ("difference",)  #: how rows of its Hessian can be had: ``exact``, ``difference``; the first is the default
 
     @classmethod
     def of(cls, model: Potential, role: str) -> Offer:
@@ -113,6 +117,7 @@ class Offer:
             cutoff=model.cutoff,
             edge_rule=model.edge_rule if "edge" in model.feature_widths else "",
             takes_any_graph=model.takes_any_graph,
+            hessian=("exact", "difference"),
         )
 
     def at(self, layer: str = FINAL) -> Mapping[str, int]:

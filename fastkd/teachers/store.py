@@ -2,7 +2,8 @@
 
 A store is a set of long arrays and two pointers, as a data file is: structure k of the store (its slot) owns one row of every array per
 structure, rows ``atom_start[k]:atom_start[k + 1]`` of every array per atom, and ``edge_start[k]:edge_start[k + 1]`` of every array per edge.
-Edges are there only where a term compares edges with edges.
+Edges are there only where a term compares edges with edges. Of Hessians, every structure of n atoms owns its whole matrix in blocks of three
+numbers, 3 n² of them: ∂²E / ∂x_r ∂x_j for row r = 3 · atom + axis and atom j, one after another, rows outermost.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,9 +20,10 @@ from torch import Tensor
 
 from fastkd.data.batch import Batch
 from fastkd.errors import DataError
+from fastkd.teachers.hessian import HESSIAN, all_rows
 from fastkd.teachers.output import Need, TeacherOutput, split_need
 
-Per = Literal["structure", "atom", "edge"]
+Per = Literal["structure", "atom", "edge", "matrix"]
 
 POSITIONS = "positions"
 #: Arrays that tell which edges the features of edges belong to; atoms are counted within a structure.
@@ -28,8 +32,10 @@ _PER_STRUCTURE = ("energy", "graph_feature", "stress")
 
 
 def per(name: str) -> Per:
-    """What the rows of an array are: structures, atoms or edges."""
+    """What the rows of an array are: structures, atoms, edges, or blocks of Hessians."""
     kind = split_need(name)[0]
+    if kind == HESSIAN:
+        return "matrix"
     if kind in _PER_STRUCTURE:
         return "structure"
     return "edge" if kind == "edge" or kind.startswith("edges/") else "atom"
@@ -38,6 +44,11 @@ def per(name: str) -> Per:
 def wants_edges(needs: Iterable[Need]) -> bool:
     """Whether edges themselves have to be kept."""
     return any(split_need(need)[0] == "edge" for need in needs)
+
+
+def whole_rows(batch: Batch, needs: Iterable[Need]) -> Batch:
+    """The batch as a store asks about it: for every row of its Hessians, if it keeps these."""
+    return replace(batch, hessian_rows=all_rows(batch)) if any(per(need) == "matrix" for need in needs) else batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +62,7 @@ class Block:
 
     @classmethod
     def of(cls, batch: Batch, output: TeacherOutput, needs: frozenset[Need]) -> Block:
-        """From a batch and the teacher's output for it.
+        """From a batch, see `whole_rows`, and the teacher's output for it.
 
         Raises:
             ValueError: if something is not there that was asked for.
@@ -61,7 +72,7 @@ class Block:
             value = output.get(need)
             if value is None:
                 raise ValueError(f"the teacher was asked for {need} and did not give it")
-            values[need] = value
+            values[need] = _packed(value, batch) if per(need) == "matrix" else value
         edges = None
         if wants_edges(needs):
             graph = output.graph
@@ -81,6 +92,12 @@ class Block:
         """The same on the CPU."""
         values = {name: value.cpu() for name, value in self.values.items()}
         return Block(self.structures.cpu(), self.atoms.cpu(), None if self.edges is None else self.edges.cpu(), values)
+
+
+def _packed(rows: Tensor, batch: Batch) -> Tensor:
+    """All rows of every structure, [s, n_atoms, 3], as whole matrices one after another, [Σ 3 n², 3]."""
+    bounds = batch.atom_ptr.tolist()
+    return torch.cat([rows[: 3 * (last - first), first:last].reshape(-1, 3) for first, last in pairwise(bounds)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +147,25 @@ class Layout:
 
     def __len__(self) -> int:
         return len(self.atom_start) - 1
+
+    @cached_property
+    def matrix_start(self) -> Tensor:
+        """[structures + 1] int64, first block of each structure's Hessian."""
+        return pointer(3 * self.atom_start.diff().square())
+
+    def matrix_rows(self, slots: Tensor, batch: Batch) -> tuple[Rows, Tensor]:
+        """Blocks of the rows that a batch asks for, in the order of [s, n_atoms], and which of them there are, [s, n_atoms, 1] bool.
+
+        A row that a structure does not have is its first one.
+        """
+        assert batch.hessian_rows is not None
+        rows, atoms = batch.hessian_rows, batch.atom_ptr.diff()
+        local = (rows - 3 * batch.atom_ptr[:-1]).clamp(min=0)
+        first = self.matrix_start[slots] + local * atoms  # [s, n_graphs]
+        within = torch.arange(batch.num_atoms, device=rows.device) - batch.atom_ptr[batch.graph_index]
+        index = first[:, batch.graph_index] + within
+        there = (rows >= 0)[:, batch.graph_index].unsqueeze(-1)
+        return Rows(first.flatten(), atoms.expand_as(first).flatten(), index.flatten()), there
 
     @property
     def structures(self) -> frozenset[int]:
@@ -201,13 +237,17 @@ def select_structures(batch: Batch, chosen: Tensor) -> Batch:
     atom = chosen[batch.graph_index]
     number = atom.cumsum(0) - 1  # of each chosen atom in the new batch
     per_atom = {"atomic_numbers", "positions", "forces", "tags", "fixed"}
+    counts = batch.atom_ptr.diff()[chosen]
     per_structure = {"cell", "pbc", "energy", "labelled", "structure_index", "weight"}
     changed: dict[str, Tensor] = {}
     for name in per_atom | per_structure:
         value = getattr(batch, name)
         if value is not None:
             changed[name] = value[atom if name in per_atom else chosen]
-    counts = batch.atom_ptr.diff()[chosen]
+    if batch.hessian_rows is not None:
+        rows = batch.hessian_rows[:, chosen]
+        moved = pointer(counts)[:-1] - batch.atom_ptr[:-1][chosen]
+        changed["hessian_rows"] = torch.where(rows >= 0, rows + 3 * moved, -1)
     bonds = batch.bonds
     graphs = {}
     for cutoff, graph in batch.graphs.items():

@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Self, cast
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from fastkd.data.batch import Batch, NeighborGraph
 from fastkd.models import Features, Potential
 from fastkd.teachers.base import BaseTeacher, TeacherCost
+from fastkd.teachers.hessian import EXACT, exact_rows
 from fastkd.teachers.output import Need, NeedName, Offer, TeacherOutput, at_layer, split_need
 
 #: What a model's features give.
@@ -129,6 +131,20 @@ class Teacher(BaseTeacher):
                 layers={need: value for need, value in found.items() if "@" in need},
                 **{name: value for name, value in found.items() if "@" not in name},
             )
+
+    def hessian_rows(self, batch: Batch, method: str) -> Tensor:
+        """See `BaseTeacher.hessian_rows`; ``exact`` differentiates the forces again, direct ones too."""
+        if method != EXACT or batch.hessian_rows is None:
+            return super().hessian_rows(batch, method)
+        home = batch.positions.device
+        batch = batch.to(device=self.device if self.device != home else None, dtype=self.dtype)
+        rows = batch.hessian_rows
+        positions = batch.positions.detach().clone().requires_grad_(True)
+        with torch.enable_grad(), torch.autocast(positions.device.type, enabled=False):
+            forces = self.potential(replace(batch, positions=positions), create_graph=True).forces
+            assert forces is not None
+            assert rows is not None
+            return exact_rows(forces, positions, rows, batch, create_graph=False).to(home)
 
     def _features(self, batch: Batch, features: Features, needs: frozenset[Need]) -> dict[str, Tensor]:
         """Features by need, and with edges their directions and images."""

@@ -32,6 +32,7 @@ from fastkd.data.units import Units
 from fastkd.errors import ConfigError, DataError
 from fastkd.models.base import MAX_ATOMIC_NUMBER
 from fastkd.teachers.base import BaseTeacher, all_elements
+from fastkd.teachers.hessian import EXACT, exact_rows
 from fastkd.teachers.hooks import Capture, Feature, Sizes
 from fastkd.teachers.output import CaptureKind, Need, Offer, TeacherOutput
 from fastkd.teachers.teacher import edges_to_atoms, state_hash, unit_vectors
@@ -120,7 +121,9 @@ class ModuleTeacher(BaseTeacher):
         self.num_parameters = sum(parameter.numel() for parameter in self.module.parameters())
         declared = f"{source} {foreign.identity} {foreign.units} {self.features} {foreign.references_in}"
         self.hash = hashlib.sha256((state_hash(self.module) + declared).encode()).hexdigest()
-        self.offer = Offer(f"teacher ({foreign.name or type(self.module).__name__})", reference_energy=self.reference_energy)
+        hessian = ("difference", EXACT) if foreign.forces == "gradient" else ("difference",)
+        name = f"teacher ({foreign.name or type(self.module).__name__})"
+        self.offer = Offer(name, reference_energy=self.reference_energy, hessian=hessian)
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
@@ -172,6 +175,26 @@ class ModuleTeacher(BaseTeacher):
             raise ConfigError(f"{self.source}: forces are declared ({self.foreign.forces}), but none came; declare forces='none'")
         rule = f"all neighbours within {self.cutoff:g} Å" if "edge" in widths and self.cutoff is not None else ""
         self.offer = replace(self.offer, widths=widths, outputs=outputs, cutoff=self.cutoff, edge_rule=rule)
+
+    def hessian_rows(self, batch: Batch, method: str) -> Tensor:
+        """See `BaseTeacher.hessian_rows`; ``exact`` where the forces are gradients taken here, and the module can be differentiated twice."""
+        rows = batch.hessian_rows
+        if method != EXACT or rows is None or self.foreign.forces != "gradient":
+            return super().hessian_rows(batch, method)
+        home = batch.positions.device
+        self._refuse(batch)
+        batch = batch.to(device=self.device if self.device != home else None, dtype=self.dtype)
+        with torch.enable_grad(), torch.autocast(batch.positions.device.type, enabled=False):
+            batch = replace(batch, positions=batch.positions.detach() / self._length, cell=batch.cell / self._length)
+            positions = batch.positions.clone().requires_grad_(True)
+            batch = replace(batch, positions=positions)
+            call = self.foreign.inputs(batch, frozenset({"energy"}))
+            energy = self.foreign.outputs(self.module(*call.args, **call.kwargs), batch).energy
+            if energy is None or not energy.requires_grad:
+                raise ConfigError(f"{self.source}: forces = gradient, but the energy does not depend on batch.positions through autograd")
+            (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=True, materialize_grads=True)
+            found = exact_rows(-slope, positions, rows.to(positions.device), batch, create_graph=False)
+        return (found * (self._energy / self._length**2)).to(home)
 
     def _refuse(self, batch: Batch) -> None:
         periodic = bool(batch.pbc.any())

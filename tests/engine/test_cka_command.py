@@ -19,7 +19,8 @@ from fastkd.data.batch import Batch
 from fastkd.data.dataset import StructureDataset
 from fastkd.data.reader import DataFile
 from fastkd.engine.cka import CKASettings, compare_layers
-from fastkd.engine.setup import Workbench, initial_student, prepare
+from fastkd.engine.setup import Workbench, prepare
+from fastkd.engine.students import initial_student
 from fastkd.errors import ConfigError
 from fastkd.models import build_model, load_model, save_model
 from fastkd.teachers import Teacher, load_teacher

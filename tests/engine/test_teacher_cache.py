@@ -178,7 +178,7 @@ def test_auto_goes_on_as_it_began(words: list[str], tmp_path: Path, monkeypatch:
     assert main(["cache", "build", *words]) == 0
     said = start(words, "teacher.cache=auto", f"run.dir={tmp_path / 'there'}")
     assert "teacher.cache=auto: on disk, because the cache is there" in said
-    assert not load_checkpoint(tmp_path / "there").tree["live_teacher"]
+    assert not load_checkpoint(tmp_path / "there").tree["live_teachers"]
 
 
 def test_arms_share_a_file(words: list[str], tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from fastkd.distill.augment.base import Perturbation, hold, random_numbers, unit
 from fastkd.distill.augment.rattle import component
 from fastkd.distill.terms import Terms
 from fastkd.models.base import Potential
-from fastkd.teachers import LiveTeacher, TeacherOutput
+from fastkd.teachers.committee import LiveSource, ask_with, forces_of
+from fastkd.teachers.output import Need
 
 Ascent = Literal["adam", "sphere", "ball", "orthogonal"]
 Rule = Literal["fixed", "prop", "inv_prop"]
@@ -71,7 +72,7 @@ class Adversarial(Perturbation):
         self.teacher_gradient = teacher_gradient
         self.wants_forces = ascent == "orthogonal"
 
-    def displacement(self, batch: Batch, student: Potential, teacher: LiveTeacher | None, terms: Terms | None, step: int) -> Tensor:
+    def displacement(self, batch: Batch, student: Potential, teacher: LiveSource | None, terms: Terms | None, step: int) -> Tensor:
         assert teacher is not None  # see build_perturbation
         assert terms is not None
         start = self.sigma * random_numbers(self.seed, step, batch.num_atoms).to(batch.positions.device)
@@ -84,7 +85,7 @@ class Adversarial(Perturbation):
                 delta = self.kept(batch, delta + hold(batch, climb(gradient)))
         return delta
 
-    def gradient(self, batch: Batch, delta: Tensor, student: Potential, teacher: LiveTeacher, terms: Terms, step: int) -> Tensor:
+    def gradient(self, batch: Batch, delta: Tensor, student: Potential, teacher: LiveSource, terms: Terms, step: int) -> Tensor:
         """dJ/dδ of a displaced batch, [n_atoms, 3] float64, 0 for fixed atoms."""
         place = delta.detach().requires_grad_(True)
         value = self.objective(self.moved(batch, place), student, teacher, terms, step)
@@ -93,16 +94,16 @@ class Adversarial(Perturbation):
         (found,) = torch.autograd.grad(value, place)
         return hold(batch, found)
 
-    def objective(self, moved: Batch, student: Potential, teacher: LiveTeacher, terms: Terms, step: int) -> Tensor:
+    def objective(self, moved: Batch, student: Potential, teacher: LiveSource, terms: Terms, step: int) -> Tensor:
         """J of a batch with moved atoms, a scalar, differentiable by its positions."""
-        needs = terms.needs | {"forces"} if self.force_penalty else terms.needs
-        targets = teacher.ask(moved, needs, gradient=self.teacher_gradient)
+        more = frozenset({"forces"}) if self.force_penalty else frozenset[Need]()
+        targets = ask_with(teacher, moved, more, gradient=self.teacher_gradient)
         prediction = student(terms.student_batch(moved, targets), forces="forces" in terms.needs, create_graph=True)
         values = terms(prediction, targets, moved, step, "taught")
         total: Tensor = sum(
             (value.weighted.double() for value in values.values()), torch.zeros((), dtype=torch.float64, device=moved.positions.device)
         )
-        return total - self.force_penalty * _mean_force(targets, moved) if self.force_penalty else total
+        return total - self.force_penalty * _mean_force(forces_of(targets), moved) if self.force_penalty else total
 
     def _climber(self, delta: Tensor, forces: Tensor) -> Callable[[Tensor], Tensor]:
         """From a gradient to a step, [n_atoms, 3] Å."""
@@ -137,9 +138,8 @@ class Adversarial(Perturbation):
         return self.length * across
 
 
-def _mean_force(targets: TeacherOutput, batch: Batch) -> Tensor:
-    assert targets.forces is not None  # asked for
-    norm: Tensor = torch.linalg.vector_norm(targets.forces.double(), dim=-1)
+def _mean_force(forces: Tensor, batch: Batch) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(forces.double(), dim=-1)
     return norm.mean() if batch.free is None else (norm * batch.free).sum() / batch.free.sum().clamp(min=1)
 
 

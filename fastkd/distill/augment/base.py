@@ -22,7 +22,7 @@ from fastkd.data.batching import find_graphs
 from fastkd.distill.terms import Terms
 from fastkd.errors import DataError, TrainingError
 from fastkd.models.base import Potential
-from fastkd.teachers import LiveTeacher
+from fastkd.teachers.committee import LiveSource, ask_with, forces_of
 
 #: Sets the random numbers apart from all others with the same seed.
 SEED_STREAM = 0x6175_676D
@@ -53,16 +53,16 @@ class Perturbation(ABC):
         self.cutoffs = tuple(sorted({float(cutoff) for cutoff in cutoffs}))
 
     @abstractmethod
-    def displacement(self, batch: Batch, student: Potential, teacher: LiveTeacher | None, terms: Terms | None, step: int) -> Tensor:
+    def displacement(self, batch: Batch, student: Potential, teacher: LiveSource | None, terms: Terms | None, step: int) -> Tensor:
         """Where atoms shall go, [n_atoms, 3] Å, float64; those of fixed atoms are not looked at."""
 
-    def __call__(self, batch: Batch, student: Potential, teacher: LiveTeacher | None, terms: Terms | None, step: int) -> Batch:
+    def __call__(self, batch: Batch, student: Potential, teacher: LiveSource | None, terms: Terms | None, step: int) -> Batch:
         """The batch with moved atoms; labels, cell and all else are the batch's own.
 
         Args:
             batch: the structures; atoms that it holds fixed stay.
             student: as it is at this step; it is not changed.
-            teacher: live, for forces of structures without labels and for adversaries.
+            teacher: live, one or several, for forces of structures without labels and for adversaries.
             terms: of the run.
             step: optimiser step, counted from 0.
 
@@ -88,7 +88,7 @@ class Perturbation(ABC):
         except DataError as error:
             raise TrainingError(f"augment moved two atoms onto each other ({error}); lower augment.sigma, its lengths or rates") from error
 
-    def forces(self, batch: Batch, teacher: LiveTeacher | None) -> Tensor:
+    def forces(self, batch: Batch, teacher: LiveSource | None) -> Tensor:
         """Forces of the unmoved batch, [n_atoms, 3] eV/Å, float64: labels, and the teacher's where a structure has none.
 
         Raises:
@@ -99,8 +99,7 @@ class Perturbation(ABC):
             return forces
         if teacher is None:
             raise TrainingError("augment.along_force: a structure has no label and there is no teacher to ask for its forces")
-        said = teacher.ask(batch, frozenset({"forces"})).forces
-        assert said is not None  # asked for
+        said = forces_of(ask_with(teacher, batch, frozenset({"forces"})))
         return torch.where(batch.labelled[batch.graph_index][:, None], forces, said.double())
 
 

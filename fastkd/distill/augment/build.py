@@ -72,6 +72,10 @@ def check_augment(config: Config, teacher: BaseTeacher | None, terms: Terms | No
                 )
     if augment.kind not in ("rattle", "adversarial") or teacher is None:
         return
+    if augment.kind == "adversarial" and any(term.kind == "hessian" for term in terms or ()):
+        raise ConfigError(
+            "augment.kind=adversarial climbs the terms, and a term on Hessians is too dear to climb; drop the term, or rattle"
+        )
     if augment.kind == "adversarial" and augment.teacher_gradient and not teacher.differentiable:
         raise ConfigError(f"{teacher.offer.name} cannot be differentiated by positions; set augment.teacher_gradient=false")
     forces = "forces" in teacher.offer.outputs

@@ -11,7 +11,7 @@ from fastkd.data.batch import Batch
 from fastkd.distill.augment.base import Perturbation, random_numbers, unit
 from fastkd.distill.terms import Terms
 from fastkd.models.base import Potential
-from fastkd.teachers import LiveTeacher
+from fastkd.teachers.committee import LiveSource
 
 AlongForce = Literal["any", "remove", "only", "around"]
 
@@ -47,7 +47,7 @@ class Rattle(Perturbation):
         self.along_force: AlongForce = along_force
         self.wants_forces = along_force != "any"
 
-    def displacement(self, batch: Batch, student: Potential, teacher: LiveTeacher | None, terms: Terms | None, step: int) -> Tensor:
+    def displacement(self, batch: Batch, student: Potential, teacher: LiveSource | None, terms: Terms | None, step: int) -> Tensor:
         delta = self.sigma * random_numbers(self.seed, step, batch.num_atoms).to(batch.positions.device)
         if self.wants_forces:
             forces = self.forces(batch, teacher)
