@@ -1,4 +1,4 @@
-"""The command line: ``fastkd train · eval · convert · label · synthesize · fit-scales · inspect · cache · cka · pair · profile · report``.
+"""The command line: ``fastkd train · eval · convert · label · synthesize · fit-scales · inspect · cache · cka · pair · profile · ablate · report``.
 
 Exit codes: 0 done; 2 a mistake that the message says how to mend; 130 and 143 stopped by Ctrl-C and SIGTERM with a checkpoint
 written; 1 with a traceback for our own bugs.
@@ -228,6 +228,13 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=run_profile)
 
 
+def _add_ablate(parser: argparse.ArgumentParser) -> None:
+    from fastkd.engine.ablate_command import add_ablate_arguments, run_ablate
+
+    add_ablate_arguments(parser)
+    parser.set_defaults(handler=run_ablate)
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train, distil, compare", _add_train),
     "eval": ("errors of a model on a data set", _add_eval),
@@ -240,7 +247,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "cka": ("say which layers of student and teacher are alike", _add_cka),
     "pair": ("propose which layers to distil into which, from their similarity", _add_pair),
     "profile": ("say what a training step is spent on", _add_profile),
-    "report": ("make table and report of a finished run or comparison again", _add_report),
+    "ablate": ("try losses, layers, projections and λ on a budget, and write one table", _add_ablate),
+    "report": ("make one table and report of finished runs and comparisons", _add_report),
 }
 
 #: What has arguments of its own. A file that is really called so is ./teacher.

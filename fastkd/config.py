@@ -161,7 +161,15 @@ class TermConfig(Section):
     agree: NonNegativeFloat = Field(
         0.0, description="with several teachers: only where their standard deviation is at most this [eV, eV/Å, eV/Å²]; 0 for everywhere"
     )
-    weight: NonNegativeFloat = Field(1.0, description="λ, multiplies the term; with a schedule, its last value")
+    weight: NonNegativeFloat = Field(
+        1.0, description="λ, multiplies the term, or the ratio of weight_rule=gradient_ratio; with a schedule, its last value"
+    )
+    weight_rule: Literal["fixed", "gradient_ratio"] = Field(
+        "fixed", description="gradient_ratio: weight is the ratio ‖λ∇L_KD‖ / ‖∇L_0‖ to hold, and λ follows; needs distill.gradient_every"
+    )
+    when_passed: Literal["keep", "halve", "stop"] = Field(
+        "keep", description="what becomes of λ at each evaluation at which the student's validation error is below the teacher's"
+    )
     weight_schedule: Literal["constant", "linear", "cosine", "step"] = Field(
         "constant", description="how λ goes from weight_start to weight: in a line or half a cosine, or at one step"
     )
@@ -201,6 +209,10 @@ class DistillConfig(Section):
     """Distillation terms, in addition to the loss on labels."""
 
     terms: list[TermConfig] = Field([], description="list of terms")
+    gradient_every: NonNegativeInt = Field(
+        0, description="optimiser steps between measurements of each term's gradient against that of the labels; 0 for none"
+    )
+    gradient_average: float = Field(0.9, ge=0.0, lt=1.0, description="decay of the moving averages of gradient norms, per measurement")
     watch_cka: NonNegativeInt = Field(
         0, description="validation structures on which every evaluation measures how alike the layers of each feature term are; 0 for none"
     )
@@ -287,6 +299,24 @@ class CompareConfig(Section):
     bootstrap: PositiveInt = Field(1000, description="resamples of test structures (and seeds) for the interval of 'gap closed'")
 
 
+class AblateConfig(Section):
+    """What `fastkd ablate` varies of the terms, and on what budget (docs/analysis.md)."""
+
+    losses: list[Literal["mse", "mae", "huber", "cka", "lsp", "gsp"]] = Field([], description="losses to try in each term on features")
+    projections: list[Literal["linear", "identity", "mlp"]] = Field([], description="projections to try in each term on features")
+    teacher_layers: list[str] = Field([], description="layers of the teacher to try in each term on features: final, regular_k, x_k")
+    student_layers: list[list[int]] = Field([], description="blocks of the student to try in each term on features; [] means the last")
+    weight_factors: list[NonNegativeFloat] = Field([], description="factors to try on λ of each term; 0 switches it off")
+    vary: dict[str, list[object]] = Field({}, description="any other key, dotted: values to try")
+    method: Literal["each", "grid"] = Field("each", description="each changes one thing of the config at a time, grid combines all")
+    most: PositiveInt = Field(64, description="trials, at most: more are an error, so that a grid does not explode unseen")
+    seeds: list[NonNegativeInt] = Field([], description="seeds of every trial; empty takes compare.seeds, or run.seed")
+    steps: NonNegativeInt = Field(0, description="optimiser steps of a trial; 0 takes train.steps")
+    seconds: NonNegativeFloat = Field(0.0, description="time for training, all processes together; no run begins after it; 0: no limit [s]")
+    halving: NonNegativeInt = Field(0, description="successive halving: keep the best 1/N of the trials for N times the steps; 0 for none")
+    overhead_steps: NonNegativeInt = Field(10, description="steps to measure what each term adds to a step; 0 for none, else at least 3")
+
+
 class Config(Section):
     """A training run, whole."""
 
@@ -300,6 +330,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     compare: CompareConfig = CompareConfig()
+    ablate: AblateConfig = AblateConfig()
 
     @property
     def named_teachers(self) -> dict[str, TeacherConfig]:

@@ -207,12 +207,12 @@ def arm_config(config: Config, arm: ArmConfig, seed: int, folder: Path) -> Confi
         ConfigError: if a changed key is unknown, not allowed here, or its value is wrong.
     """
     tree = to_tree(config)
-    tree["compare"] = {}
+    tree["compare"], tree["ablate"] = {}, {}
     if "model.preset" in arm.set:
         # what the common model says is no contradiction: the arm has another one
         tree["model"] = {"filters": config.model.filters}
     for path, value in arm.set.items():
-        if path.split(".")[0] == "compare" or path in ("run.dir", "run.seed", "run.resume", "run.threads", "run.device"):
+        if path.split(".")[0] in ("compare", "ablate") or path in ("run.dir", "run.seed", "run.resume", "run.threads", "run.device"):
             raise ConfigError(f"set: {path} belongs to the whole comparison, not to one arm; set it outside compare.arms")
         set_path(tree, path, copy.deepcopy(value))
     tree["run"] |= {"seed": seed, "dir": str(folder)}

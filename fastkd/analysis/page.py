@@ -14,7 +14,7 @@ from fastkd.analysis.runs import CONFIG, DATA_CARD, Run
 
 MODELS_PER_FIGURE = 4
 
-_CSS = """
+CSS = """
 :root { color-scheme: light; --ink: #1c2024; --soft: #60666c; --line: #dfe3e6; --accent: #0072B2; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 70rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
@@ -43,7 +43,7 @@ def render(report: Report) -> str:
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body>\n" + "\n".join(filter(None, sections)) + "\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body>\n" + "\n".join(filter(None, sections)) + "\n</body></html>\n"
     )
 
 
@@ -70,8 +70,13 @@ def _table(report: Report) -> str:
     )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
-        f'<p class="soft">{escape(report.caption)}</p>'
+        f'<p class="soft">{escape(report.caption)}</p>' + _differences(report)
     )
+
+
+def _differences(report: Report) -> str:
+    lines = "".join(f"<li>{escape(title)}: {escape(what)}</li>" for title, what in report.differences)
+    return f'<p class="soft">Other than in the baseline:</p><ul class="soft">{lines}</ul>' if lines else ""
 
 
 def _figures(report: Report) -> list[str]:
@@ -99,6 +104,13 @@ def _figures(report: Report) -> list[str]:
     if alike is not None:
         caption = "Linear CKA between the layers that each feature term brings together, on validation structures; atoms of one element with each other."
         parts.append("<h2>Layers of student and teacher</h2>" + _image(alike, "svg+xml", caption))
+    weighed = plots.weighting_curves(groups) if groups else None
+    if weighed is not None:
+        caption = (
+            "λ of each term, its gradient over that of the labels, and the cosine between the two: below 0 the term pulls against the labels. "
+            + " ".join(f"{name}: {line}." for name, line in report.notes("weighting"))
+        ).strip()
+        parts.append("<h2>Weights and gradients</h2>" + _image(weighed, "svg+xml", caption))
     models = [(run.summary.title or run.summary.name, run.predictions) for run in firsts]
     parts.append("<h2>Predictions against labels</h2>")
     for start in range(0, len(models), MODELS_PER_FIGURE):
@@ -131,7 +143,8 @@ def _texts(report: Report, name: str) -> str:
     texts: dict[str, str] = {}
     for run in report.runs:
         if (run.folder / name).is_file():
-            texts.setdefault(_read(run.folder / name), str(run.folder.relative_to(report.root)))
+            inside = run.folder.is_relative_to(report.root)
+            texts.setdefault(_read(run.folder / name), str(run.folder.relative_to(report.root) if inside else run.folder))
     return "\n".join(f"# {folder}\n{text}" if len(texts) > 1 else text for text, folder in texts.items())
 
 

@@ -49,6 +49,14 @@ _PANELS = (
 )
 
 
+#: Columns of weighted terms: prefix, axis label, limits of the axis.
+_WEIGHTING_ROWS: tuple[tuple[str, str, tuple[float | None, float | None]], ...] = (
+    ("weight", "λ", (0.0, None)),
+    ("gradient_ratio", "‖λ∇L_KD‖ / ‖∇L_0‖", (0.0, None)),
+    ("cosine", "cos(∇L_KD, ∇L_0)", (-1.05, 1.05)),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class CurveGroup:
     """Learning curves of one arm, one per seed."""
@@ -129,6 +137,36 @@ def similarity_curves(groups: Sequence[CurveGroup]) -> bytes | None:
         return _svg(figure)
 
 
+def weighting_curves(groups: Sequence[CurveGroup]) -> bytes | None:
+    """λ, ‖λ∇L_KD‖ / ‖∇L_0‖ and the cosine of ∇L_KD with ∇L_0 against steps, a row each and a column a term, where runs have measured them.
+
+    Returns:
+        An SVG, or None if no run has.
+    """
+    found = {name for group in groups for curve in group.curves for name in curve.units}
+    # a run has weight_… columns only where terms were weighed
+    terms = sorted(name.removeprefix("weight_") for name in found if name.startswith("weight_"))
+    rows = [row for row in _WEIGHTING_ROWS if any(f"{row[0]}_{term}" in found for term in terms)]
+    if not rows:
+        return None
+    with new_figure(3.6 * len(terms), 2.1 * len(rows) + 0.4) as figure:
+        axes = figure.subplots(len(rows), len(terms), squeeze=False, sharex=True, sharey="row")
+        for line, (column, label, limits) in zip(axes, rows, strict=True):
+            for ax, term in zip(line, terms, strict=True):
+                for group, colour in zip(groups, _cycle(len(groups)), strict=True):
+                    _draw_curves(ax, group, f"{column}_{term}", colour, positive=False)
+                if column == "cosine":
+                    ax.axhline(0.0, color="#999999", linewidth=0.8, zorder=0)
+            line[0].set_ylabel(label)
+            line[0].set_ylim(*limits)
+        for ax, term in zip(axes[0], terms, strict=True):
+            ax.set_title(term, loc="left")
+        for ax in axes[-1]:
+            ax.set_xlabel("step")
+        axes[0][0].legend(*_legend(list(axes.flat)), loc="best")
+        return _svg(figure)
+
+
 def _legend(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
     """Each title once, wherever it was drawn: not every arm has every term."""
     found: dict[str, Any] = {}
@@ -138,13 +176,13 @@ def _legend(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
     return list(found.values()), list(found)
 
 
-def _draw_curves(ax: Axes, group: CurveGroup, column: str, colour: str) -> None:
+def _draw_curves(ax: Axes, group: CurveGroup, column: str, colour: str, *, positive: bool = True) -> None:
     lines = []
     for curve in group.curves:
         if column not in curve.units:
             continue
         values = curve[column]
-        shown = np.isfinite(values) & (values > 0)
+        shown = np.isfinite(values) & ((values > 0) | (not positive))
         lines.append((curve["step"][shown], values[shown]))
     if not lines:
         return

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastkd.analysis.gap import Errors, Gap, energy_errors, forces_errors, gap_closed, mean_std
+from fastkd.analysis.joint import gather
 from fastkd.analysis.metrics import METRIC_UNITS
-from fastkd.analysis.runs import CURVE, SUMMARY, Run, find_runs, write_csv, write_json
+from fastkd.analysis.runs import CURVE, SUMMARY, Run, find_runs, read_json, write_csv, write_json
 from fastkd.errors import CheckpointError
 from fastkd.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-HTML = "report.html"
+HTML, TABLE = "report.html", "report.csv"
 COLUMNS = (
     ("", ""),
     ("energy MAE", "meV/atom"),
@@ -87,6 +88,7 @@ class Report:
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
     resamples: int
+    differences: tuple[tuple[str, str], ...] = ()  #: student → in what its config differs from the baseline's
 
     @property
     def caption(self) -> str:
@@ -103,13 +105,13 @@ class Report:
                 f" Gap closed = 100 · (MAE of '{baseline.title}' − MAE) / (MAE of '{baseline.title}' − MAE of teacher); "
                 f"95 % interval from {self.resamples} paired resamples of {over}."
             )
-        return text + "".join(f" Warning ({name}): {warning}" for name, warning in self._warnings())
+        return text + "".join(f" Warning ({name}): {warning}" for name, warning in self.notes("warnings"))
 
-    def _warnings(self) -> Iterator[tuple[str, str]]:
-        """What runs had to say against themselves: title and seed, text."""
+    def notes(self, kind: str) -> Iterator[tuple[str, str]]:
+        """What runs had to say, ``warnings`` against themselves or about their ``weighting``: title and seed, text."""
         for run in self.runs:
-            for warning in run.summary.extra.get("warnings", ()):
-                yield f"{run.summary.title or run.summary.name}, seed {run.summary.seed}", warning
+            for note in run.summary.extra.get(kind, ()):
+                yield f"{run.summary.title or run.summary.name}, seed {run.summary.seed}", note
 
     def table(self) -> Table:
         """For the terminal."""
@@ -127,7 +129,10 @@ class Report:
         header = [f"{name} [{unit}]" if unit not in ("", "1") else name for name, unit in COLUMNS]
         lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(COLUMNS) - 1)]) + "|"]
         lines += ["| " + " | ".join(row.cells()) + " |" for row in self.rows]
-        return "\n".join([*lines, "", self.caption]) + "\n"
+        lines += ["", self.caption]
+        if self.differences:
+            lines += ["", "Other than in the baseline:", "", *(f"- {title}: {what}" for title, what in self.differences)]
+        return "\n".join(lines) + "\n"
 
     def text(self) -> str:
         """Plain text in aligned columns, for logs."""
@@ -149,7 +154,7 @@ class Report:
 def build_report(run_dir: str | Path, *, resamples: int = 1000, html: bool = True) -> Report:
     """Read every run in a folder, and write the report into it.
 
-    A comparison gets ``report.html``, ``report.md``, ``metrics.csv`` (one row per run, with a units row) and ``summary.json`` (what the
+    A comparison gets ``report.html``, ``report.md``, ``report.csv`` (the table in numbers), ``metrics.csv`` (one row per run, with a units row) and ``summary.json`` (what the
     table says). In the folder of a single run the last two are the run's own, and stay.
 
     Args:
@@ -163,10 +168,45 @@ def build_report(run_dir: str | Path, *, resamples: int = 1000, html: bool = Tru
     """
     root = Path(run_dir)
     runs = find_runs(root)
-    report = Report(root, tuple(runs), tuple(_rows(runs, resamples)), resamples)
+    return _write(Report(root, tuple(runs), tuple(make_rows(runs, resamples)), resamples), html=html)
+
+
+def build_joint_report(
+    folders: Sequence[Path], out: Path, *, baseline: str = "", teacher: str = "", resamples: int = 1000, html: bool = True
+) -> Report:
+    """One report of any set of runs: students are grouped by what their configs compute, and their seeds averaged.
+
+    Args:
+        folders: of runs or comparisons, at any place.
+        out: folder for ``report.html``, ``report.md``, ``report.csv``, ``metrics.csv`` and ``summary.json``; may be one of ``folders``.
+        baseline: title, name or folder of the student that gaps are measured from; empty takes the first that was not distilled.
+        teacher: title, name, file or folder of the teacher; empty takes the only one there is.
+        resamples: of the bootstrap.
+        html: whether to write the page with figures.
+
+    Raises:
+        CheckpointError: if a folder holds no finished run, or ``out`` is a run itself or cannot be written.
+        ConfigError: if baseline or teacher is not there, or not told which of several.
+        DataError: if runs were tested on different structures or labels, or are damaged.
+    """
+    runs, differences = gather(folders, baseline=baseline, teacher=teacher)
+    if (out / SUMMARY).exists() and read_json(out / SUMMARY).get("kind") == "run":
+        raise CheckpointError(f"{out} is a run itself, whose files the report would replace; choose another folder with --out")
+    report = Report(out, tuple(runs), tuple(make_rows(runs, resamples)), resamples, differences)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"the report cannot be written into {out}: {error.strerror or error}; choose another folder") from None
+    return _write(report, html=html)
+
+
+def _write(report: Report, *, html: bool) -> Report:
+    root = report.root
     try:
         write_text(root / "report.md", report.markdown())
-        if all(run.folder != root for run in runs):
+        write_csv(root / TABLE, _table_rows(report.rows))
+        if all(run.folder != root for run in report.runs):
+            runs = report.runs
             write_csv(root / CURVE, _csv_rows(runs))
             write_json(root / SUMMARY, report.asdict())
         if html:
@@ -178,7 +218,12 @@ def build_report(run_dir: str | Path, *, resamples: int = 1000, html: bool = Tru
     return report
 
 
-def _rows(runs: Sequence[Run], resamples: int) -> list[Row]:
+def make_rows(runs: Sequence[Run], resamples: int) -> list[Row]:
+    """One row for each model, over its seeds, in the order of the runs; the first student is the baseline of 'gap closed'.
+
+    Raises:
+        DataError: if models were tested on different structures.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(f"{run.summary.role}/{run.summary.name}", []).append(run)
@@ -229,9 +274,47 @@ def _csv_rows(runs: Sequence[Run]) -> list[list[str]]:
     return [names, units, *lines]
 
 
+def _table_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """The table as numbers, with a units row; empty where there is none."""
+    gaps = [f"gap_{what}{end}" for what in ("energy", "forces") for end in ("", "_low", "_high")]
+    errors = [f"{name}{end}" for name in METRIC_UNITS for end in ("", "_std")]
+    names = ["title", "role", "seeds", *errors, *gaps, "parameters", "atoms_per_second"]
+    units = ["", "", "", *(unit for unit in METRIC_UNITS.values() for _ in range(2)), *["%"] * len(gaps), "1", "1/s"]
+    lines = []
+    for row in rows:
+        spreads = [number(value) for name in METRIC_UNITS for value in (row.metrics[name].mean, row.metrics[name].std)]
+        seeds = " ".join(map(str, row.seeds))
+        shown = gap_numbers(row.gap_energy, row.gap_forces)
+        lines.append([row.title or row.name, row.role, seeds, *spreads, *shown, str(row.parameters), number(row.atoms_per_second.mean)])
+    return [names, units, *lines]
+
+
+def gap_numbers(*gaps: Gap | None) -> list[str]:
+    """Per cent, low and high of each for CSV; empty where there is none."""
+    return [number(value) for gap in gaps for value in ((math.nan,) * 3 if gap is None else (gap.percent, gap.low, gap.high))]
+
+
+def number(value: float) -> str:
+    """For CSV; empty for NaN."""
+    return "" if math.isnan(value) else f"{value:.10g}"
+
+
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``fastkd report``."""
-    parser.add_argument("run", nargs="+", type=Path, help="folder of a run, or of a comparison")
+    parser.add_argument("run", nargs="+", type=Path, help="folder of a run or of a comparison; several make one report (--out)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report (default: the run's, if there is one)")
+    parser.add_argument(
+        "--baseline",
+        default="",
+        metavar="NAME",
+        help="student that 'gap closed' is measured from: title, name or folder (default: the first arm; of several folders the first not distilled)",
+    )
+    parser.add_argument(
+        "--teacher",
+        default="",
+        metavar="NAME",
+        help="teacher that it is measured to: title, file, or folder of any finished run (default: the only one)",
+    )
     parser.add_argument(
         "--bootstrap", type=int, default=1000, metavar="N", help="resamples for the interval of 'gap closed' (default 1000)"
     )
@@ -255,12 +338,24 @@ def run_report(arguments: argparse.Namespace) -> int:
     console = Console()
     if arguments.bootstrap < 1:
         raise CheckpointError(f"--bootstrap must be at least 1, got {arguments.bootstrap}")
-    for folder in arguments.run:
-        report = build_report(folder, resamples=arguments.bootstrap, html=arguments.html)
-        if arguments.format == "table":
-            console.print(report.table())
-        else:
-            console.print(report.text() if arguments.format == "text" else report.markdown(), markup=False, highlight=False, soft_wrap=True)
-        if arguments.html:
-            console.print(f"report: {folder / HTML}", markup=False, highlight=False, soft_wrap=True)
+    folders, out = arguments.run, arguments.out
+    if out is None and len(folders) > 1:
+        raise CheckpointError("several folders make one report, which needs a folder of its own; name it by --out DIR")
+    if out is None and not (arguments.baseline or arguments.teacher):
+        report = build_report(folders[0], resamples=arguments.bootstrap, html=arguments.html)
+    else:
+        report = build_joint_report(
+            folders,
+            out or folders[0],
+            baseline=arguments.baseline,
+            teacher=arguments.teacher,
+            resamples=arguments.bootstrap,
+            html=arguments.html,
+        )
+    if arguments.format == "table":
+        console.print(report.table())
+    else:
+        console.print(report.text() if arguments.format == "text" else report.markdown(), markup=False, highlight=False, soft_wrap=True)
+    if arguments.html:
+        console.print(f"report: {report.root / HTML}", markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -56,6 +56,8 @@ class Term(nn.Module):
         self.teacher = config.teacher  #: name of one of several; empty: the only one, or the mean of all
         self.agree = config.agree  #: largest spread of the teachers, in the unit of the targets; 0: whatever they say
         self.weight = WeightSchedule.of(config, where)
+        #: how λ follows gradients and the student's success, see `fastkd.distill.balance`
+        self.rule, self.when_passed = config.weight_rule, config.when_passed
         self.loss: str = AUTO_LOSS[config.kind] if config.loss == "auto" else config.loss
         self.needs = needs
         #: layers of the student whose edge features it must hold on to, see `Potential.kept_layers`

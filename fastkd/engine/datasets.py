@@ -165,9 +165,10 @@ class RunData:
         """A few training structures, to look at what a teacher makes of them."""
         return self.dataset(*_given(cutoffs)).batch(self.selection.train[:SAMPLE].tolist()).to(self.device)
 
-    def val_batches(self) -> list[Batch]:
-        """The validation structures, made once and kept."""
-        return list(self._moved(self.dataset(self.config.model.cutoff), self.selection.val))
+    def val_batches(self, cutoffs: Sequence[float] | None = None) -> list[Batch]:
+        """The validation structures with the neighbour graph of the student, or graphs of other cutoffs, if any."""
+        given = (self.config.model.cutoff,) if cutoffs is None else tuple(cutoffs)
+        return list(self._moved(self.dataset(*given), self.selection.val))
 
     def val_sample(self, size: int, *cutoffs: float) -> list[Batch]:
         """At most so many validation structures, evenly spaced, with neighbour graphs of some cutoffs."""

@@ -23,9 +23,19 @@ from fastkd.files import cannot_write, write_json, write_text
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.yaml", "environment.json", "metrics.csv", "summary.json"
 _OURS = (CONFIG, METRICS, SUMMARY, "checkpoints", "model.safetensors", "student.safetensors", "report.html")
 #: May differ between a run and its continuation: where and how long, not what is computed.
-_MAY_CHANGE = {"run.dir", "run.resume", "run.report", "run.inference_repeats", "train.steps", "train.checkpoint_every", "run.threads"}
-#: Where a cache of the teacher is, and how it is read, changes no bit.
-_MAY_CHANGE |= {"teacher.cache_path", "teacher.cache_preload"}
+_MAY_CHANGE = {
+    "run.dir",
+    "run.resume",
+    "run.report",
+    "run.inference_repeats",
+    "train.steps",
+    "train.checkpoint_every",
+    "run.threads",
+    "ablate.seconds",
+    # where a cache of the teacher is, and how it is read, changes no bit
+    "teacher.cache_path",
+    "teacher.cache_preload",
+}
 
 
 def open_folder(config: Config) -> bool:

@@ -16,10 +16,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from fastkd.analysis.metrics import Metrics
 from fastkd.analysis.runs import CurveWriter
-from fastkd.config import Config
+from fastkd.config import Config, LossConfig
 from fastkd.data.batch import Batch
-from fastkd.distill import CollapseWatch
+from fastkd.distill import CollapseWatch, ValidationErrors
 from fastkd.engine.evaluate import predict
 from fastkd.engine.progress import Reporter
 from fastkd.engine.schedule import Schedule
@@ -112,6 +113,7 @@ class Job:
             "batches": self.batches.state_dict(),
             "progress": vars(self.progress),
             "mixing": self.collapse.state_dict(),
+            "balance": trainee.balance.state_dict() if trainee.balance is not None else {},
             "threads": self.threads,
             # what cache=auto came to for each teacher
             "live_teachers": sorted(live_sources(trainee.teacher)),
@@ -137,6 +139,8 @@ class Job:
             self.batches.load_state_dict(tree["batches"])
             self.progress = Progress(**tree["progress"])
             self.collapse.load_state_dict(tree.get("mixing", {}))
+            if trainee.balance is not None:
+                trainee.balance.load_state_dict(tree["balance"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint.path} does not fit this run: {error}") from error
 
@@ -186,6 +190,8 @@ def open_curve(job: Job, losses: Sequence[str]) -> CurveWriter:
     if live:
         columns |= _TEACHER_UNITS | {f"teacher_{name}_ms": "ms" for name in live if name}
     columns |= job.collapse.columns
+    if job.trainee.balance is not None:
+        columns |= job.trainee.balance.columns
     if job.watch is not None:
         columns |= job.watch.units
     # rows of this very step and later are written again, with the same numbers
@@ -203,8 +209,8 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
         errors = predict(job.trainee.student, job.val_batches, free_atoms=job.config.train.eval_on_free_atoms).metrics()
         job.collapse.look(job.trainee.student, job.val_batches[0])
         alike = job.watch.measure(job.trainee.student) if job.watch is not None else {}
-    energy = errors.energy_mae_per_atom if loss.per_atom_energy else errors.energy_mae
-    score = loss.energy_weight * energy + loss.forces_weight * errors.forces_mae
+    found = validation_errors(errors, loss)
+    score = found.score
     if not math.isfinite(score):
         raise TrainingError(
             f"the validation error is not finite after step {progress.step}; the last checkpoint is kept. Lower train.learning_rate"
@@ -213,6 +219,10 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
     # before any checkpoint of this step, which keeps what was said
     for warning in job.collapse.new_warnings(progress.step):
         reporter.say(f"{job.label}: warning: {warning}")
+    balance = job.trainee.balance
+    weighed = balance.row() if balance is not None else {}
+    for line in balance.observe(found, progress.step) if balance is not None else ():
+        reporter.say(f"{job.label}: {line}")
     sums = progress.loss_sum
     means = (sums / max(progress.loss_steps, 1)).tolist() if sums is not None else []
     progress.loss_sum, progress.loss_steps = None, 0
@@ -226,12 +236,19 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
     row |= {"val_energy_mae": 1e3 * errors.energy_mae_per_atom, "val_forces_mae": 1e3 * errors.forces_mae}
     row |= {"val_forces_cosine": errors.forces_cosine, "val_score": score}
     row |= {"atoms_per_second": clock.rate, "data_wait": clock.wait_percent, "seconds": clock.seconds}
-    row |= clock.teacher(job.trainee.teacher) | job.collapse.row | alike
+    row |= clock.teacher(job.trainee.teacher) | job.collapse.row | weighed | alike
     try:
         curve.append(row)
     except OSError as error:
         raise CheckpointError(cannot_write(curve.path, error)) from error
     reporter.evaluated(row["val_energy_mae"], row["val_forces_mae"], row.get("teacher_ms"), row.get("teacher_share"), alike)
+
+
+def validation_errors(errors: Metrics, loss: LossConfig) -> ValidationErrors:
+    """What a run is judged by on the validation structures; the score is what the best step is chosen by."""
+    energy = errors.energy_mae_per_atom if loss.per_atom_energy else errors.energy_mae
+    score = loss.energy_weight * energy + loss.forces_weight * errors.forces_mae
+    return ValidationErrors(errors.energy_mae_per_atom, errors.forces_mae, score)
 
 
 def _add_losses(progress: Progress, losses: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastkd.config import Config
+from fastkd.config import Config, DistillConfig
 from fastkd.data.batch import Batch
 from fastkd.distill import Terms
 from fastkd.distill.terms import Term
@@ -69,7 +69,9 @@ class Profile:
     spread: dict[str, float] = field(default_factory=dict)  #: interquartile range of each part
 
 
-def profile(config: Config, *, steps: int = 30, warmup: int = 5, say: Callable[[str], None] = print) -> Profile:
+def profile(
+    config: Config, *, steps: int = 30, warmup: int = 5, say: Callable[[str], None] = print, bench: Workbench | None = None
+) -> Profile:
     """Measure steps of a run; nothing is written, and no run folder is needed.
 
     Args:
@@ -77,6 +79,7 @@ def profile(config: Config, *, steps: int = 30, warmup: int = 5, say: Callable[[
         steps: to measure.
         warmup: steps before, which are not.
         say: for the data card and the like.
+        bench: what is loaded already; None loads anew.
 
     Raises:
         UserError: as `fastkd.engine.setup.prepare`; ConfigError for a comparison, or too few steps.
@@ -89,13 +92,19 @@ def profile(config: Config, *, steps: int = 30, warmup: int = 5, say: Callable[[
         update={
             "teacher": config.teacher.model_copy(update={"cache": "none"}),
             "teachers": [item.model_copy(update={"cache": "none"}) for item in config.teachers],
-            "distill": config.distill.model_copy(update={"watch_cka": 0}),
+            "distill": _every_step_alike(config.distill),
         }
     )
-    bench = Workbench(say=say)
+    bench = bench or Workbench(say=say)
     job, data = prepare(live, "profile", bench, resume=False)
     with thread_count(job.threads):
         return _Profiler(config, job, data, steps, warmup).run()
+
+
+def _every_step_alike(distill: DistillConfig) -> DistillConfig:
+    """Without what some steps do and others do not: measurements of gradients, and rules that need them."""
+    terms = [term.model_copy(update={"weight_rule": "fixed", "when_passed": "keep"}) for term in distill.terms]
+    return distill.model_copy(update={"watch_cka": 0, "gradient_every": 0, "terms": terms})
 
 
 class _Profiler:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from fastkd.analysis import Metrics, RunSummary, build_report
-from fastkd.config import Config
+from fastkd.config import ArmConfig, Config
 from fastkd.config_loading import arm_config, to_tree
 from fastkd.engine.datasets import RunData
 from fastkd.engine.environment import describe_environment
@@ -89,6 +89,7 @@ def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
     config, student = job.config, job.trainee.student
     # of the whole run, also of steps after the best one
     warnings = list(job.collapse.said)
+    weighting = list(job.trainee.balance.said) if job.trainee.balance is not None else []
     best = load_checkpoint(job.folder, "best")
     job.restore(best)
     with job.trainee.average.applied():
@@ -115,6 +116,7 @@ def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
             "val_score": job.progress.best,
             "threads": job.threads,
             "warnings": warnings,
+            "weighting": weighting,
         },
     )
     summary.save(job.folder)
@@ -182,17 +184,35 @@ def _compare(config: Config, bench: Workbench, console: Console) -> None:
     bench.planned = tuple(arm_config(config, arm, seeds[0], config.run.dir / arm.name) for arm in config.compare.arms)
     for seed in seeds:
         for order, arm in enumerate(config.compare.arms):
-            folder = config.run.dir / arm.name / f"seed{seed}"
-            one = arm_config(config, arm, seed, folder)
-            one = _resumed(one, config.run.resume and folder.exists() and any(folder.iterdir()))
-            open_folder(one)
-            if not is_finished(folder, one.train.steps):
-                run_one(one, bench, console, name=arm.name, title=arm.title or arm.name, order=order)
+            one = run_arm(config, arm, seed, config.run.dir / arm.name / f"seed{seed}", bench, console, order=order)
             if one.named_teachers and not teacher_tested:
                 with thread_count(one.run.threads or bench.threads):
                     measure_teachers(one, bench, config.run.dir)
                 teacher_tested = True
     _keep_best_student(config)
+
+
+def run_arm(config: Config, arm: ArmConfig, seed: int, folder: Path, bench: Workbench, console: Console, *, order: int) -> Config:
+    """One run of several in a folder of its own: begun, gone on with, or left alone if it is finished.
+
+    Args:
+        config: what all have in common; ``run.resume`` allows to go on.
+        arm: what this one changes.
+        seed: of this one.
+        folder: of this one.
+        bench: shared with the others.
+        console: for progress.
+        order: place in tables.
+
+    Returns:
+        The config of the run.
+    """
+    one = arm_config(config, arm, seed, folder)
+    one = _resumed(one, config.run.resume and folder.exists() and any(folder.iterdir()))
+    open_folder(one)
+    if not is_finished(folder, one.train.steps):
+        run_one(one, bench, console, name=arm.name, title=arm.title or arm.name, order=order)
+    return one
 
 
 def _resumed(config: Config, resume: bool) -> Config:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from fastkd.config import Config, TeacherConfig
 from fastkd.data.reader import DataFile
 from fastkd.data.select import open_data_file
-from fastkd.distill import Terms, build_terms
+from fastkd.distill import Balance, Terms, ValidationErrors, build_terms
 from fastkd.distill.augment import build_perturbation, check_augment
 from fastkd.distill.terms import FeatureTerm
 from fastkd.engine.datasets import RunData
 from fastkd.engine.devices import DTYPES, choose_device
 from fastkd.engine.ema import Average
-from fastkd.engine.loop import Job
+from fastkd.engine.evaluate import predict
+from fastkd.engine.loop import Job, validation_errors
 from fastkd.engine.schedule import Schedule
 from fastkd.engine.sources import MOVING, Lesson, Source, Sources, config_of, members_of, offers
 from fastkd.engine.state import Checkpoint, load_checkpoint
@@ -48,7 +49,7 @@ class Workbench:
     sources: Sources = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sources = Sources(self.teacher, self.say, self.planned)
+        self.sources = Sources(self.teacher, lambda: self.planned, self.say)
 
     def data(self, config: Config) -> RunData:
         """The data of a run; the card of each file is shown once."""
@@ -208,7 +209,23 @@ def _trainee(
         perturbation=build_perturbation(
             config.augment, config.run.seed, {config.model.cutoff, *(teacher.cutoffs if teacher is not None else ())}
         ),
+        balance=_balance(config, student, terms, teacher, data),
     )
+
+
+def _balance(config: Config, student: Potential, terms: Terms | None, teacher: BaseTeacher | None, data: RunData) -> Balance | None:
+    """Who weighs the terms, if the config asks for that; the teacher is tried on the validation structures where a rule compares with it."""
+    bar: ValidationErrors | None = None
+    waiting = [term.name for term in terms or () if term.when_passed != "keep"]
+    if waiting:
+        if teacher is None or not teacher.complete:
+            raise ConfigError(
+                f"when_passed of {', '.join(waiting)} compares the student with the teacher, and there is none that predicts energies and "
+                "forces; leave it away"
+            )
+        errors = predict(teacher, data.val_batches(teacher.cutoffs), free_atoms=config.train.eval_on_free_atoms).metrics()
+        bar = validation_errors(errors, config.loss)
+    return Balance.of(config.distill, terms or (), [weight for weight in student.parameters() if weight.requires_grad], bar)
 
 
 def _watch(config: Config, terms: Terms | None, teacher: BaseTeacher | None, data: RunData) -> PairWatch | None:

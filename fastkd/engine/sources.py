@@ -71,12 +71,13 @@ class Sources:
 
     Args:
         teacher_of: the teacher of a config, loaded once.
+        planned: all runs of a comparison: what one of them keeps of the teacher serves the others.
         say: for what is kept and what it takes.
     """
 
     teacher_of: Callable[[Config], BaseTeacher]
+    planned: Callable[[], tuple[Config, ...]]
     say: Say
-    planned: tuple[Config, ...] = ()  #: all runs of a comparison: what one of them keeps of the teacher serves the others
     kept: list[tuple[str, frozenset[int], CachedTeacher]] = field(default_factory=list)
 
     def of(self, lesson: Lesson, live: Iterable[str] | None = None) -> Source:
@@ -137,7 +138,7 @@ class Sources:
 
     def _judged(self, lesson: Lesson, config: Config, name: str, teacher: BaseTeacher) -> str:
         """What ``auto`` comes to."""
-        sharing = [run for run in self.planned if _shared(run) == lesson.pupils and run.distill.terms]
+        sharing = [run for run in self.planned() if _shared(run) == lesson.pupils and run.distill.terms]
         needs = lesson.terms.needs_of(name) | self.needs_to_come(lesson.config, name)
         verdict = judge(config, teacher, needs, lesson.data, runs=max(1, len(sharing)))
         self.say(f"teacher {name}: {verdict}" if name else str(verdict))
@@ -146,7 +147,7 @@ class Sources:
     def needs_to_come(self, config: Config, name: str = "") -> frozenset[Need]:
         """What other runs of the comparison will ask of the same teacher about the same structures."""
         needs: frozenset[Need] = frozenset()
-        for other in {str(run.distill): run for run in self.planned}.values():
+        for other in {str(run.distill): run for run in self.planned()}.values():
             if _shared(other) != _shared(config):
                 continue
             # a run whose terms cannot be built says so itself, when it is its turn

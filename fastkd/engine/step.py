@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastkd.config import LossConfig, TrainConfig
 from fastkd.data.batch import Batch
-from fastkd.distill import Terms, TermValue
+from fastkd.distill import Balance, Terms, TermValue
 from fastkd.distill.augment import Perturbation
 from fastkd.engine.ema import Average
 from fastkd.engine.timing import OFF, StepTimer
@@ -93,6 +93,7 @@ class Trainee:
     clip: float
     perturbation: Perturbation | None = None  #: moves atoms; with it and terms, ``teacher`` is live
     timer: StepTimer = OFF  #: measures the parts of a step, when asked to
+    balance: Balance | None = None  #: weighs terms by their gradients, when asked to
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -158,12 +159,14 @@ def batch_loss(trainee: Trainee, batch: Batch, step: int = 0) -> tuple[dict[str,
     with trainee.timer.part("labels"):
         labels = label_loss(prediction, batch, trainee.loss)
     values = trainee.terms(prediction, targets, replace(batch, positions=seen.positions), step) if trainee.terms is not None else {}
-    return _summed(labels, values)
+    return _summed(trainee, labels, values, step)
 
 
-def _summed(labels: LabelLoss, values: dict[str, TermValue]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def _summed(trainee: Trainee, labels: LabelLoss, values: dict[str, TermValue], step: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     losses = {"energy": labels.energy.detach(), "forces": labels.forces.detach()}
     total = labels.total.double()
+    if trainee.balance is not None:
+        values = trainee.balance.weigh(values, total, step)
     for name, term in values.items():
         losses[f"kd_{name}"] = term.raw.detach()
         if term.share is not None:
@@ -193,7 +196,7 @@ def _moved_loss(trainee: Trainee, perturbation: Perturbation, batch: Batch, step
         values |= terms(on_moved, targets, replace(moved, positions=shown.positions), step, "taught")
     if terms is not None:
         values |= terms(prediction, None, seen, step, "own")
-    return _summed(labels, values)
+    return _summed(trainee, labels, values, step)
 
 
 def require_finite(losses: dict[str, Tensor], norm: Tensor, step: int) -> None:

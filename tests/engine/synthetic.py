@@ -12,9 +12,10 @@ from torch import Tensor
 from fastkd.config import Config
 from fastkd.config_loading import load_config, validate
 from fastkd.data.batch import Batch, NeighborGraph
-from fastkd.distill import build_terms
+from fastkd.distill import Balance, build_terms
 from fastkd.engine.ema import Average
-from fastkd.engine.loop import Job
+from fastkd.engine.evaluate import predict
+from fastkd.engine.loop import Job, validation_errors
 from fastkd.engine.schedule import Schedule
 from fastkd.engine.step import Trainee, make_optimizer, trainable
 from fastkd.models import Potential, build_model
@@ -124,6 +125,11 @@ def make_job(folder: Path, *options: str) -> Job:
         teacher = Teacher(seeded_model(12, 99))
         terms = build_terms(config.distill, Offer.of(student, "student"), teacher.offer, seed=config.run.seed)
         source = LiveTeacher(teacher, terms.needs)
+    validation = [make_batch(torch.arange(100, 104))]
+    balance = None
+    if terms is not None:
+        bar = validation_errors(predict(teacher, validation).metrics(), config.loss)
+        balance = Balance.of(config.distill, terms, list(student.parameters()), bar)
     parameters = trainable(student, terms)
     trainee = Trainee(
         student,
@@ -133,8 +139,8 @@ def make_job(folder: Path, *options: str) -> Job:
         Average(parameters, config.train.ema_decay),
         config.loss,
         config.train.clip,
+        balance=balance,
     )
-    validation = [make_batch(torch.arange(100, 104))]
     return Job("test", config, trainee, Schedule(config.train), Stream(config.run.seed, unlabelled=bool(terms)), validation, threads=1)
 
 
