@@ -1,4 +1,4 @@
-"""rMD17 ethanol as a data file of fastkd: the official training split becomes train and val, the official test split test.
+"""A molecule of rMD17 as a data file of fastkd: the official training split becomes train and val, the official test split test.
 
     python -m examples.rmd17_painn.make_data rmd17/npz_data/rmd17_ethanol.npz --splits rmd17/splits
     python -m examples.rmd17_painn.make_data rmd17_ethanol.npz
@@ -73,6 +73,7 @@ def make_file(source: Path, out: Path, splits: Path | None = None, *, number: in
     if set(train.tolist()) & set(test.tolist()) or max(train.max(), test.max()) >= len(positions):
         raise DataError(f"{source}: splits that overlap, or that have more frames than its {len(positions)}; they are of another file")
     kept = min(VALIDATION, len(train) // 2)
+    system = source.stem.removeprefix("rmd17_")
     members = {"train": train[:-kept], "val": train[-kept:], "test": test}
     writer = DataWriter(
         out,
@@ -85,7 +86,7 @@ def make_file(source: Path, out: Path, splits: Path | None = None, *, number: in
     with writer:
         for split, frames in members.items():
             for k in frames.tolist():
-                writer.append(Structure(numbers, positions[k], energy=float(energy[k]), forces=forces[k], split=split, system="ethanol"))
+                writer.append(Structure(numbers, positions[k], energy=float(energy[k]), forces=forces[k], split=split, system=system))
     return {split: len(frames) for split, frames in members.items()}
 
 

@@ -18,7 +18,7 @@ from fastkd.distill.augment import Adversarial, Perturbation, Rattle, build_pert
 from fastkd.distill.augment.base import hold
 from fastkd.errors import TrainingError
 from fastkd.models import Potential, build_model
-from fastkd.teachers import LiveTeacher, Offer, Teacher
+from fastkd.teachers import LiveTeacher, Offer, Teacher, TeacherOutput
 
 from .common import make_batch, normal
 
@@ -234,13 +234,13 @@ def test_the_gradient_is_that_of_the_objective(teacher_gradient: bool, penalty: 
         gradient = climb.gradient(batch, delta, student, teacher, terms, 0)
     constant = teacher(climb.moved(batch, delta))
 
-    class Still:
+    class Still(LiveTeacher):
         """A teacher that says what it said at δ, wherever atoms are."""
 
-        def ask(self, moved: Batch, needs: object, *, gradient: bool = False) -> object:
+        def ask(self, batch: Batch, needs: frozenset[str], *, gradient: bool = False) -> TeacherOutput:
             return constant
 
-    source = teacher if teacher_gradient else Still()
+    source = teacher if teacher_gradient else Still(teacher.teacher, terms.needs)
 
     def value(shift: Tensor) -> float:
         return float(climb.objective(climb.moved(batch, shift), student, source, terms, 0).detach())  # type: ignore[arg-type]

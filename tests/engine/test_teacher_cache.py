@@ -167,7 +167,7 @@ def test_auto_goes_on_as_it_began(words: list[str], tmp_path: Path, monkeypatch:
         asked.append("")
         return Verdict(1.0, 2.0, verdict.bytes, verdict.free, exists=False)
 
-    monkeypatch.setattr("fastkd.engine.setup.judge", judged)
+    monkeypatch.setattr(module, "judge", judged)
     said = start(words, "teacher.cache=auto", "train.schedule=constant")
     assert "teacher.cache=auto: live, because a cache takes" in said
     said = start(words, "teacher.cache=auto", "train.schedule=constant", "train.steps=14", "run.resume=true")

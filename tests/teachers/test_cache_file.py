@@ -89,6 +89,9 @@ class Chatty:
         self.asked: list[int] = []
         self.scale = scale
 
+    def ask(self, batch: Batch, needs: frozenset[str]) -> TeacherOutput:
+        return self(batch, needs)
+
     def __call__(self, batch: Batch, needs: frozenset[str]) -> TeacherOutput:
         self.asked += batch.structure_index.tolist()
         graph = batch.graph(CUTOFF)
