@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fastkd.cli import main
 from fastkd.config_loading import load_config
-from fastkd.engine import teacher_cache as module
+from fastkd.engine import sources as module
 from fastkd.engine.run import run
 from fastkd.engine.setup import Workbench, prepare
 from fastkd.engine.state import load_checkpoint
