@@ -12,7 +12,7 @@ from fastkd.config_loading import arm_config, load_config
 from fastkd.engine.setup import Workbench, prepare
 from fastkd.engine.step import train_step
 
-SMALL = ["data.labelled=6", "data.unlabelled=6", "data.val_size=4", "data.test_size=6", "data.batch_size=3", "train.steps=2", "model.width=8"]
+SMALL = ["data.labelled=6", "data.val_size=4", "data.test_size=6", "data.batch_size=3", "train.steps=2", "model.width=8"]
 KEPT = ("alone", "synthetic", "outputs", "n2n")
 
 
@@ -33,7 +33,13 @@ def test_one_command_from_data_to_table(tmp_path, monkeypatch, capsys):
     words = ["--only", "embedded", "--out", str(tmp_path / "out"), *SMALL, "compare.seeds=[0]"]
     assert strategies.main(words) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| teacher", "| student alone", "| synthetic structures", "| energies and forces", "| n2n"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| teacher",
+        "| student alone",
+        "| synthetic structures",
+        "| energies and forces",
+        "| n2n",
+    ]
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines() == lines
     made = (tmp_path / "out" / "embedded_synthetic.h5").stat().st_mtime_ns
     assert strategies.main(words) == 0
