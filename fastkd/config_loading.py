@@ -23,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fastkd.config import ArmConfig, Config
+from fastkd.config_caches import check_cache_files
 from fastkd.config_schema import allowed, field_at, nearest, section_of
 from fastkd.errors import ConfigError
 
@@ -133,6 +134,7 @@ def _check_teachers(config: Config) -> None:
         raise ConfigError(f"teachers: {', '.join(twice)} is given twice; terms name teachers")
     if len(names) == 1:
         raise ConfigError("teachers holds one teacher only: put it into teacher, or name more")
+    check_cache_files(config)
 
 
 def validate(tree: Mapping[str, Any], source: str = "config") -> Config:

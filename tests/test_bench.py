@@ -12,7 +12,7 @@ import pytest
 import torch
 from fastkd_kernels.registry import OpCase, Shape, all_cases
 
-from bench import bench_patches, gpu
+from bench import bench_patches, cache_reads, gpu
 from bench.kernels import __main__ as command
 from bench.kernels import cases, gate, goals, measure, run, shapes
 from bench.kernels.floors import FLOORS, Size, floor_bytes
@@ -226,3 +226,19 @@ def test_a_missing_package_is_left_out(small_peer, monkeypatch, capsys):
     monkeypatch.setattr(bench_patches, "ENTRIES", {"small": entry})
     assert bench_patches.main([]) == 0
     assert "left out: needs something: make peers" in capsys.readouterr().err
+
+
+def test_reads_of_a_cache_are_compared_bit_by_bit(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "reads.json"
+    words = ["--structures", "150", "--batches", "5", "--width", "4", "--shard-mb", "0", "--out", str(out)]
+    cache_reads.main(words)
+    found = json.loads(out.read_text())
+    assert set(found["medians_ms"]) == {"shards", "virtual", "memory"}
+    assert (found["shards"], found["structures"]) == (3, 150)
+    assert all(len(times) == 5 and min(times) > 0 for times in found["times_ms"].values())
+    assert "× shards" in capsys.readouterr().out
+    # one wrong number, and there is no time
+    take = cache_reads.VirtualStore.take
+    monkeypatch.setattr(cache_reads.VirtualStore, "take", lambda self, name, rows: take(self, name, rows) + (name == "node"))
+    with pytest.raises(ValueError, match="different things"):
+        cache_reads.main(words)

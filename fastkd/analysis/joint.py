@@ -120,7 +120,7 @@ def _split(runs: Sequence[Run], name: str, folder: Path | None) -> tuple[list[Ru
     """Runs of the teacher, and of the students."""
     if folder is not None:
         inside = [run for run in runs if folder.resolve() in (run.folder.resolve(), *run.folder.resolve().parents)]
-        chosen = [run for run in inside if run.summary.role == "teacher"] or inside
+        chosen = _means([run for run in inside if run.summary.role == "teacher"]) or inside
         if len({_who(run) for run in chosen}) > 1:
             raise ConfigError(f"--teacher {name} holds {len(chosen)} runs; name the folder of one")
         return chosen[:1], [run for run in runs if run.summary.role == "student" and run not in chosen]
@@ -134,10 +134,17 @@ def _split(runs: Sequence[Run], name: str, folder: Path | None) -> tuple[list[Ru
             have = ", ".join(str(run.summary.extra.get("path") or run.folder) for run in teachers) or "none"
             raise ConfigError(f"no teacher is called {name!r} (--teacher); there is {have}, or name the folder of a finished run")
         teachers = found
+    else:
+        teachers = _means(teachers)
     if len({_who(run) for run in teachers}) > 1:
         which = ", ".join(sorted({str(run.summary.extra.get("path") or run.folder) for run in teachers}))
         raise ConfigError(f"there are several teachers ({which}); name the one that gaps are measured to by --teacher")
     return teachers[:1], students
+
+
+def _means(teachers: list[Run]) -> list[Run]:
+    """Of several teachers of one run, their mean, to which gaps are measured; a single one is called as the mean is."""
+    return [run for run in teachers if run.summary.name == "teacher"] or teachers
 
 
 def _who(run: Run) -> str:

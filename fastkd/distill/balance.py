@@ -79,7 +79,8 @@ class Balance:
         parameters: of the student, over which gradients are taken.
         every: N, optimiser steps between measurements; 0 measures nothing.
         decay: d of the averages, 0 ≤ d < 1.
-        teacher: its errors on the validation structures; needed where a term has ``when_passed``.
+        teacher: its errors on the validation structures, or those of the mean of several; needed where a term has ``when_passed``.
+        teachers: the errors of each of several, by name, for terms that name one.
     """
 
     def __init__(
@@ -90,9 +91,11 @@ class Balance:
         every: int,
         decay: float,
         teacher: ValidationErrors | None = None,
+        teachers: Mapping[str, ValidationErrors] | None = None,
     ) -> None:
         self.terms = {term.name: term for term in terms}
-        self.every, self.decay, self.teacher = every, decay, teacher
+        self.every, self.decay = every, decay
+        self.bars = {**(teachers or {}), **({} if teacher is None else {"": teacher})}
         self._parameters = list(parameters)
         self._accounts = {name: _Account() for name in self.terms}
         self._due = False  # the last measurement found no label in its batch
@@ -102,7 +105,12 @@ class Balance:
 
     @classmethod
     def of(
-        cls, config: DistillConfig, terms: Iterable[Term], parameters: Sequence[nn.Parameter], teacher: ValidationErrors | None = None
+        cls,
+        config: DistillConfig,
+        terms: Iterable[Term],
+        parameters: Sequence[nn.Parameter],
+        teacher: ValidationErrors | None = None,
+        teachers: Mapping[str, ValidationErrors] | None = None,
     ) -> Self | None:
         """What a config asks for; None if that is nothing.
 
@@ -114,7 +122,7 @@ class Balance:
             return None
         if not config.gradient_every and any(term.rule == "gradient_ratio" for term in terms):
             raise ConfigError("weight_rule=gradient_ratio needs measured gradients: set distill.gradient_every, for example to 50 steps")
-        return cls(terms, parameters, every=config.gradient_every, decay=config.gradient_average, teacher=teacher)
+        return cls(terms, parameters, every=config.gradient_every, decay=config.gradient_average, teacher=teacher, teachers=teachers)
 
     def weigh(self, values: Mapping[str, TermValue], labels: Tensor, step: int) -> dict[str, TermValue]:
         """The terms of one batch with their weights, measured first where it is time.
@@ -134,10 +142,13 @@ class Balance:
             weighed[name] = value if weight == value.weight else replace(value, weight=weight, weighted=weight * raw)
         return weighed
 
-    def _weight(self, name: str, value: TermValue) -> float:
+    def scale(self, name: str) -> float:
+        """What a term's scheduled λ is multiplied with."""
         account = self._accounts[name]
-        scale = account.scale if self.terms[name].rule == "gradient_ratio" else 1.0
-        return value.weight * scale * account.factor
+        return account.factor * (account.scale if self.terms[name].rule == "gradient_ratio" else 1.0)
+
+    def _weight(self, name: str, value: TermValue) -> float:
+        return value.weight * self.scale(name)
 
     def _measure(self, values: Mapping[str, TermValue], labels: Tensor) -> None:
         label = self._gradient(labels)
@@ -165,17 +176,19 @@ class Balance:
 
     def observe(self, student: ValidationErrors, step: int) -> list[str]:
         """Take note of the student's validation errors; what has changed because of them, one line a term."""
-        if self.teacher is None:
-            return []
         lines = []
         for name, term in self.terms.items():
             account, what = self._accounts[name], _COMPARED.get(term.kind, "score")
-            if term.when_passed == "keep" or account.factor == 0.0 or not getattr(student, what) < getattr(self.teacher, what):
+            if term.when_passed == "keep" or account.factor == 0.0:
                 continue
+            teacher = self.bars[term.teacher]
+            if not getattr(student, what) < getattr(teacher, what):
+                continue
+            who = f"teacher {term.teacher}".strip()
             account.factor = 0.5 * account.factor if term.when_passed == "halve" else 0.0
             done = f"λ is {account.factor:.4g} of what it was" if account.factor else "λ is 0 from here on"
             lines.append(
-                f"step {step}: the student has passed the teacher on validation ({student.text(what)}, teacher {self.teacher.text(what)}): "
+                f"step {step}: the student has passed the {who} on validation ({student.text(what)}, teacher {teacher.text(what)}): "
                 f"{name}: {done}"
             )
         self.said += lines

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastkd.data.batch import Batch
+from fastkd.distill.hessian import HessianTerm
 from fastkd.distill.term import Term
 from fastkd.teachers.committee import mean_of, spread_of
 from fastkd.teachers.hessian import HESSIAN
@@ -36,7 +37,11 @@ def told(term: Term, said: Mapping[str, TeacherOutput], batch: Batch, references
     if not term.agree:
         return output
     (need,) = term.needs
-    return replace(output, agreed=_spread(need, _all(term, need, said), batch, references) <= term.agree)
+    values = _all(term, need, said)
+    if isinstance(term, HessianTerm):
+        # another term of the step may look at more rows
+        values = {name: value[: term.rows] for name, value in values.items()}
+    return replace(output, agreed=_spread(need, values, batch, references) <= term.agree)
 
 
 def share(output: TeacherOutput, batch: Batch) -> Tensor | None:

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastkd.config import Config
+from fastkd.config_caches import check_cache_files
 from fastkd.config_loading import arm_config, load_config
 from fastkd.engine.setup import Workbench, build_cache_of
+from fastkd.engine.sources import MOVING
 from fastkd.engine.teacher_commands import progress_bar
 from fastkd.errors import ConfigError
 from fastkd.teachers.cache_file import CacheFile, open_cache
@@ -45,9 +47,18 @@ def run_build(args: argparse.Namespace) -> int:
     runs = [_on_disk(run) for run in runs if run.named_teachers and run.distill.terms]
     if not runs:
         raise ConfigError(f"{args.config}: no run has a teacher and terms; set teacher.path (or teachers) and distill.terms")
+    moving = [run for run in runs if run.augment.kind in MOVING]
+    if len(moving) == len(runs):
+        raise ConfigError(
+            f"augment.kind={moving[0].augment.kind} moves atoms, so a run cannot use a cache of its teacher; drop one of them"
+        )
+    for run in runs:
+        check_cache_files(run)
     bench = Workbench(planned=tuple(runs[: len(config.compare.arms)]))
     built = 0
     for run in runs:
+        if run.augment.kind in MOVING:
+            continue
         with progress_bar(Path(run.data.path).name) as progress:
             built += build_cache_of(run, bench, rank=args.rank, world=args.world, progress=progress)
     if not built:

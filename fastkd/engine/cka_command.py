@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Models:
 
     readers: dict[str, LayerReader]
     config: Config | None  #: of the student's run; None if its file does not say
+    taught_by: dict[str, str] = field(default_factory=dict)  #: several teachers of that run, name → hash
 
 
 def add_cka_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +175,7 @@ def _models(args: argparse.Namespace, before: str | None) -> Models:
     readers[STUDENT] = LayerReader(student, sums=False)
     teacher = load_teacher(args.teacher, options=parse_options(args.options), device=device, dtype=dtype)
     readers[TEACHER] = LayerReader(teacher, args.capture)
-    return Models(readers, config)
+    return Models(readers, config, _taught_by(args.student) if config is not None else {})
 
 
 def _student(path: str) -> Teacher:
@@ -193,6 +194,11 @@ def run_config(path: str) -> Config | None:
         return validate(tree, path)
     except UserError:
         return None
+
+
+def _taught_by(path: str) -> dict[str, str]:
+    cards = read_header(path).get("provenance", {}).get("teachers", {})
+    return {str(name): str(card.get("sha256", "")) for name, card in cards.items()}
 
 
 def _initial(path: str, student: BaseTeacher, config: Config | None) -> Teacher:
@@ -217,6 +223,9 @@ def distilled_pairs(models: Models, comparison: Comparison) -> list[Pair]:
     pairs: list[Pair] = []
     for term in models.config.distill.terms if models.config is not None else ():
         if term.kind not in ("n2n", "e2n", "v2v"):
+            continue
+        if term.teacher and models.taught_by.get(term.teacher) != models.readers[TEACHER].teacher.hash:
+            # from another of several teachers
             continue
         kind = "vector" if term.kind == "v2v" else "node"
         similarity = next((item for item in comparison.similarities if item.kind == kind), None)

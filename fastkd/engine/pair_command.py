@@ -12,7 +12,7 @@ import yaml
 from fastkd.analysis.cka import Similarity
 from fastkd.analysis.cka_report import STUDENT, TEACHER, number
 from fastkd.analysis.pairing import Proposal, best_pairs
-from fastkd.config import TermConfig
+from fastkd.config import Config, TermConfig
 from fastkd.config_loading import load_config, read_yaml
 from fastkd.engine.cka import Comparison
 from fastkd.engine.cka_command import Models, add_comparison_arguments, compare, last_layer
@@ -64,8 +64,8 @@ def run_pair(args: argparse.Namespace) -> int:
         raise ConfigError(f"--pairs must be at least 1, got {args.pairs}")
     if args.out.exists() and not args.overwrite:
         raise ConfigError(f"{args.out} exists already; choose another file, or add --overwrite")
-    if args.config is not None:
-        load_config(str(args.config), [])  # a broken config is refused before anything is computed
+    # a broken config is refused before anything is computed
+    name = teacher_name(load_config(str(args.config), []), args.teacher, str(args.config)) if args.config is not None else ""
     args.by_element = args.by_element or not args.all_atoms
     models, comparison, source = compare(args, before=None, estimators=("full",))
     proposals = propose(comparison, args.strategy, count=args.pairs, rule=args.rule, monotone=args.monotone)
@@ -77,8 +77,11 @@ def run_pair(args: argparse.Namespace) -> int:
     terms = [term_of(proposal, comparison) for proposal in proposals]
     header = _header(args, comparison, source, proposals)
     tree: dict[str, Any] = read_yaml(args.config) if args.config is not None else {}
-    tree = with_terms(tree, terms)
-    if foreign:
+    tree = with_terms(tree, terms, name)
+    if foreign and tree.get("teachers"):
+        (item,) = (item for item in tree["teachers"] if item["name"] == name)
+        item["features"] = _features(models, proposals)
+    elif foreign:
         tree.setdefault("teacher", {}).setdefault("path", args.teacher)
         tree["teacher"]["features"] = _features(models, proposals)
     write_text(args.out, header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
@@ -174,16 +177,40 @@ def term_of(proposal: Proposal, comparison: Comparison) -> dict[str, Any]:
     return term
 
 
-def with_terms(tree: dict[str, Any], terms: list[dict[str, Any]]) -> dict[str, Any]:
-    """A config with its feature terms replaced; of each kind, weights and losses of the first one it had are kept."""
+def teacher_name(config: Config, path: str, where: str) -> str:
+    """How a config calls the teacher at a path; empty if it has one only, whichever that is.
+
+    Raises:
+        ConfigError: if it has several, and not this one.
+    """
+    named = config.named_teachers
+    if len(named) < 2:
+        return ""
+    found = [name for name, item in named.items() if item.path == path or Path(item.path).resolve() == Path(path).resolve()]
+    if not found:
+        have = ", ".join(f"{name} ({item.path})" for name, item in named.items())
+        raise ConfigError(f"{where} has several teachers, and none of them is {path}: pair with one of {have}")
+    return found[0]
+
+
+def with_terms(tree: dict[str, Any], terms: list[dict[str, Any]], teacher: str = "") -> dict[str, Any]:
+    """A config with its feature terms replaced; of each kind, weights and losses of the first one it had are kept.
+
+    Args:
+        tree: the config.
+        terms: that come in.
+        teacher: name of one of several teachers: its terms are replaced, those of the others stay.
+    """
     distill = dict(tree.get("distill") or {})
     old = list(distill.get("terms") or [])
-    kept = [term for term in old if term.get("kind") not in STRATEGIES]
-    keys = set(TermConfig.model_fields) - {"kind", "student_layers", "teacher_layer"}
+    replaced = [term for term in old if term.get("kind") in STRATEGIES and (term.get("teacher") or "") == teacher]
+    kept = [term for term in old if term not in replaced]
+    keys = set(TermConfig.model_fields) - {"kind", "teacher", "student_layers", "teacher_layer"}
     first: dict[str, dict[str, Any]] = {}
-    for term in old:
+    for term in replaced:
         first.setdefault(term.get("kind"), {key: value for key, value in term.items() if key in keys})
-    distill["terms"] = [*kept, *({**term, **first.get(term["kind"], {"weight": 1.0})} for term in terms)]
+    whose = {"teacher": teacher} if teacher else {}
+    distill["terms"] = [*kept, *({**term, **whose, **first.get(term["kind"], {"weight": 1.0})} for term in terms)]
     distill.setdefault("watch_cka", WATCHED)
     return {**tree, "distill": distill}
 

@@ -231,6 +231,9 @@ class _Profiler:
         train = len(self.data.training)
         measured = batches[self.warmup :]
         build_s = 1e-3 * sum(times["live"]) / sum(batch.num_graphs for batch in measured) * train
+        if any(split_need(need)[0] == HESSIAN for need in terms.needs):
+            # a step asks for some rows of each Hessian, a cache for all
+            build_s = cached.cost.seconds / cached.cost.structures * train
         steps = self.config.train.steps
         sizes = self.data.training_sizes
         atoms, squares = int(sizes.sum()), int(np.square(sizes).sum())
@@ -286,6 +289,12 @@ def _with_terms(trainee: Trainee, names: Iterable[str], live: Any) -> Trainee:
     if not kept:
         return replace(trainee, terms=None, teacher=None, perturbation=None, timer=OFF)
     terms = Terms(kept, seed=trainee.terms.seed, references=trainee.terms.references)
+    if not terms.needs:
+        # whom no term asks has nothing to compute, and nothing to say about moved atoms
+        moves = trainee.perturbation
+        return replace(
+            trainee, terms=terms, teacher=None, perturbation=moves if moves is not None and moves.for_labels else None, timer=OFF
+        )
     source = trainee.teacher
     if isinstance(live, LiveTeacher):
         source = LiveTeacher(live.teacher, terms.needs)

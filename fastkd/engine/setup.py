@@ -20,7 +20,7 @@ from fastkd.engine.ema import Average
 from fastkd.engine.evaluate import predict
 from fastkd.engine.loop import Job, validation_errors
 from fastkd.engine.schedule import Schedule
-from fastkd.engine.sources import MOVING, Lesson, Source, Sources, config_of, members_of, offers
+from fastkd.engine.sources import Lesson, Source, Sources, config_of, members_of, offers
 from fastkd.engine.state import Checkpoint, load_checkpoint
 from fastkd.engine.step import Trainee, label_loss, make_optimizer, trainable
 from fastkd.engine.students import new_student
@@ -142,8 +142,6 @@ def build_cache_of(
     Raises:
         UserError: for everything that config, data, teacher or an existing file may have wrong.
     """
-    if config.augment.kind in MOVING:
-        raise ConfigError(f"augment.kind={config.augment.kind} moves atoms, so a run cannot use a cache of its teacher; drop one of them")
     teacher, data = bench.teacher(config), bench.data(config)
     _start(config, teacher, data)
     student = new_student(config, data, data.device, teacher)
@@ -153,13 +151,14 @@ def build_cache_of(
         if not needs:
             continue
         one = config_of(config, name)
-        plan = plan_cache(one, member, needs | bench.sources.needs_to_come(config, name), data)
+        kept = needs | bench.sources.needs_to_come(config, name)
+        plan = plan_cache(one, member, kept, data)
         file = find_cache(one, plan)
         if file is not None:
             bench.say(described(file))
             file.close()
             continue
-        error = measure_loss_error(one, student, terms, teacher, data, name)
+        error = measure_loss_error(one, student, terms, teacher, data, name, kept=kept)
         build_cache(plan, member, data, bench.say, rank=rank, world=world, loss_error=error, progress=progress)
     return bool(terms.needs)
 
@@ -198,6 +197,7 @@ def _trainee(
             source = bench.sources.of(Lesson(config, teacher, terms, data, student), live)
     check_augment(config, teacher, terms, unlabelled=bool(len(data.selection.unlabelled)))
     parameters = trainable(student, terms)
+    balance = _balance(config, student, terms, teacher, data)
     return Trainee(
         student=student,
         terms=terms,
@@ -207,25 +207,31 @@ def _trainee(
         loss=config.loss,
         clip=config.train.clip,
         perturbation=build_perturbation(
-            config.augment, config.run.seed, {config.model.cutoff, *(teacher.cutoffs if teacher is not None else ())}
+            config.augment,
+            config.run.seed,
+            {config.model.cutoff, *(teacher.cutoffs if teacher is not None else ())},
+            scale=None if balance is None else balance.scale,
         ),
-        balance=_balance(config, student, terms, teacher, data),
+        balance=balance,
     )
 
 
 def _balance(config: Config, student: Potential, terms: Terms | None, teacher: BaseTeacher | None, data: RunData) -> Balance | None:
     """Who weighs the terms, if the config asks for that; the teacher is tried on the validation structures where a rule compares with it."""
-    bar: ValidationErrors | None = None
-    waiting = [term.name for term in terms or () if term.when_passed != "keep"]
-    if waiting:
-        if teacher is None or not teacher.complete:
+    bars: dict[str, ValidationErrors] = {}
+    for term in terms or ():
+        if term.when_passed == "keep" or term.teacher in bars:
+            continue
+        who = teacher.members[term.teacher] if term.teacher and isinstance(teacher, Committee) else teacher
+        if who is None or not who.complete:
             raise ConfigError(
-                f"when_passed of {', '.join(waiting)} compares the student with the teacher, and there is none that predicts energies and "
-                "forces; leave it away"
+                f"when_passed of {term.name} compares the student with the teacher, and there is none that predicts energies and forces; "
+                "leave it away"
             )
-        errors = predict(teacher, data.val_batches(teacher.cutoffs), free_atoms=config.train.eval_on_free_atoms).metrics()
-        bar = validation_errors(errors, config.loss)
-    return Balance.of(config.distill, terms or (), [weight for weight in student.parameters() if weight.requires_grad], bar)
+        errors = predict(who, data.val_batches(who.cutoffs), free_atoms=config.train.eval_on_free_atoms).metrics()
+        bars[term.teacher] = validation_errors(errors, config.loss)
+    weights = [weight for weight in student.parameters() if weight.requires_grad]
+    return Balance.of(config.distill, terms or (), weights, teachers=bars)
 
 
 def _watch(config: Config, terms: Terms | None, teacher: BaseTeacher | None, data: RunData) -> PairWatch | None:

@@ -122,7 +122,7 @@ class Sources:
                 needs,
                 data,
                 self.say,
-                lambda: measure_loss_error(config, lesson.student, lesson.terms, lesson.teacher, data, name),
+                lambda: measure_loss_error(config, lesson.student, lesson.terms, lesson.teacher, data, name, kept=needs),
             )
         else:
             cache = self._in_memory(teacher, needs, data, f"teacher {name}: " if name else "teacher ")
@@ -138,16 +138,16 @@ class Sources:
 
     def _judged(self, lesson: Lesson, config: Config, name: str, teacher: BaseTeacher) -> str:
         """What ``auto`` comes to."""
-        sharing = [run for run in self.planned() if _shared(run) == lesson.pupils and run.distill.terms]
+        sharing = [run for run in self.planned() if _shared(run) == lesson.pupils and run.distill.terms and run.augment.kind not in MOVING]
         needs = lesson.terms.needs_of(name) | self.needs_to_come(lesson.config, name)
-        verdict = judge(config, teacher, needs, lesson.data, runs=max(1, len(sharing)))
+        verdict = judge(config, teacher, needs, lesson.data, lesson.terms, runs=max(1, len(sharing)))
         self.say(f"teacher {name}: {verdict}" if name else str(verdict))
         return "disk" if verdict.cached else "none"
 
     def needs_to_come(self, config: Config, name: str = "") -> frozenset[Need]:
         """What other runs of the comparison will ask of the same teacher about the same structures."""
         needs: frozenset[Need] = frozenset()
-        for other in {str(run.distill): run for run in self.planned()}.values():
+        for other in {f"{run.distill} {run.model}": run for run in self.planned() if run.augment.kind not in MOVING}.values():
             if _shared(other) != _shared(config):
                 continue
             # a run whose terms cannot be built says so itself, when it is its turn

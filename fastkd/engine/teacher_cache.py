@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from fastkd.teachers.cache_dtypes import OWN, dtypes_of, narrow, rounded
 from fastkd.teachers.cache_file import CacheFile, open_cache
 from fastkd.teachers.cache_key import CacheKey
 from fastkd.teachers.cache_shards import find_shards
-from fastkd.teachers.store import Block, whole_rows
+from fastkd.teachers.store import Block, per, whole_rows
 
 #: teacher.cache=auto: a cache is worth its disk space if each GB of it saves so many seconds, and it leaves half of the free space free.
 SECONDS_PER_GB, SHARE_OF_FREE = 10.0, 0.5
@@ -144,7 +143,14 @@ def described(file: CacheFile) -> str:
 
 
 def measure_loss_error(
-    config: Config, student: Potential, terms: Terms, teacher: BaseTeacher, data: RunData, name: str = ""
+    config: Config,
+    student: Potential,
+    terms: Terms,
+    teacher: BaseTeacher,
+    data: RunData,
+    name: str = "",
+    *,
+    kept: frozenset[Need] | None = None,
 ) -> dict[str, float]:
     """How much the kept dtypes change each distillation loss at the start of training, relative to the loss; empty if they keep every bit.
 
@@ -157,21 +163,24 @@ def measure_loss_error(
         teacher: that is kept, or a committee with it.
         data: of the run.
         name: which of a committee is kept.
+        kept: everything that is kept, for other runs too; None: what the terms need.
     """
-    dtypes = dtypes_of(config.teacher.cache_dtype, terms.needs_of(name))
+    asked = terms.needs_of(name)
+    chosen = dtypes_of(config.teacher.cache_dtype, asked if kept is None else kept)
+    dtypes = {need: dtype for need, dtype in chosen.items() if need in asked}
     if set(dtypes.values()) == {OWN}:
         return {}
     members = teacher.members if isinstance(teacher, Committee) else {"": teacher}
     batch = data.dataset(config.model.cutoff, *teacher.cutoffs).batch(data.training[: config.data.batch_size].tolist()).to(data.device)
     batch = terms.teacher_batch(batch, 0)
     said = {who: member.ask(batch, needs) for who, member in members.items() if (needs := terms.needs_of(who))}
-    kept = said | {name: rounded(said[name], dtypes)}
-    if all(torch.equal(_present(said[name], need), _present(kept[name], need)) for need in dtypes):
+    stored = said | {name: rounded(said[name], dtypes)}
+    if all(torch.equal(_present(said[name], need), _present(stored[name], need)) for need in dtypes):
         return {}
     # a copy: a student may tabulate filters when it is first asked
     twin, losses = copy.deepcopy(student), []
     terms.attach(twin)
-    for outputs in (said, kept):
+    for outputs in (said, stored):
         output = outputs if isinstance(teacher, Committee) else outputs[""]
         seen = terms.student_batch(batch, output)
         values = terms(twin(seen, forces=True), output, replace(batch, positions=seen.positions))
@@ -244,14 +253,17 @@ class Verdict:
         return f"teacher.cache=auto: {'on disk' if self.cached else 'live'}, because {why}"
 
 
-def judge(config: Config, teacher: BaseTeacher, needs: frozenset[Need], data: RunData, runs: int = 1) -> Verdict:
+def judge(config: Config, teacher: BaseTeacher, needs: frozenset[Need], data: RunData, terms: Terms, runs: int = 1) -> Verdict:
     """Ask the teacher about one training batch twice, and reckon from the second time.
+
+    A step asks for some rows of Hessians, a cache for all of them: where there are any, both are measured.
 
     Args:
         config: of the run.
         teacher: of the run.
         needs: that would be kept.
         data: of the run.
+        terms: of the run; they say which rows of Hessians a step looks at.
         runs: that would use the cache.
 
     Raises:
@@ -263,12 +275,10 @@ def judge(config: Config, teacher: BaseTeacher, needs: frozenset[Need], data: Ru
         file.close()
     free = shutil.disk_usage(_existing(plan.path.parent)).free
     batch = data.dataset(*teacher.cutoffs).batch(data.training[: config.data.batch_size].tolist()).to(data.device)
-    batch, cost = whole_rows(batch, needs), TeacherCost()
-    output = cost.measured(teacher, batch, needs)
-    before = cost.settle()
-    started = time.perf_counter()
-    output = cost.measured(teacher, batch, needs)
-    seconds = max(cost.settle() - before, 0.0) or time.perf_counter() - started
+    whole = whole_rows(batch, needs)
+    output, seconds = _timed(teacher, whole, needs)
+    step_s = seconds if whole is batch else _step_seconds(teacher, terms.teacher_batch(batch, 0), needs)
+    batch = whole
     block, dtypes = Block.of(batch, output, needs), dict(plan.key.dtypes)
     kept = {name: narrow(value, dtypes.get(name, OWN), name) for name, value in block.values.items()}
     per_structure = sum(value.numel() * value.element_size() for value in kept.values()) / batch.num_graphs
@@ -277,7 +287,22 @@ def judge(config: Config, teacher: BaseTeacher, needs: frozenset[Need], data: Ru
     fits = size <= 1e9 * config.teacher.cache_preload
     read = size if fits else steps * batch.num_graphs * per_structure
     cached_s = seconds * structures / batch.num_graphs + (size + read) / DISK_SPEED
-    return Verdict(seconds * steps, cached_s, round(size), free, file is not None)
+    return Verdict(step_s * steps, cached_s, round(size), free, file is not None)
+
+
+def _step_seconds(teacher: BaseTeacher, batch: Batch, needs: frozenset[Need]) -> float:
+    """What a live teacher takes for one batch, s, asked for the rows of Hessians that the batch names, if it names any."""
+    asked = needs if batch.hessian_rows is not None else frozenset(need for need in needs if per(need) != "matrix")
+    return _timed(teacher, batch, asked)[1]
+
+
+def _timed(teacher: BaseTeacher, batch: Batch, needs: frozenset[Need]) -> tuple[TeacherOutput, float]:
+    """What a teacher says, and the seconds that it takes the second time."""
+    cost = TeacherCost()
+    cost.measured(teacher, batch, needs)
+    before = cost.settle()
+    output = cost.measured(teacher, batch, needs)
+    return output, cost.settle() - before
 
 
 def _existing(path: Path) -> Path:

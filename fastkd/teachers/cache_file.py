@@ -1,7 +1,7 @@
 """A cache file, opened: checked, and read at random with few reads.
 
-Rows of one batch are sorted, runs that are near each other are read in one go, and each chunk's checksum is looked at by HDF5. A file that fits in
-memory can be loaded whole, and is then as fast as a cache that was never on disk.
+Rows of one batch are sorted, runs that are near each other are read in one go from the shards themselves (`fastkd.teachers.cache_reader`), and each chunk's
+checksum is looked at by HDF5. A file that fits in memory can be loaded whole, and is then as fast as a cache that was never on disk.
 
 Example:
     >>> cache = open_cache("teacher.h5").teacher(needs, live=LiveTeacher(teacher, needs))
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,12 +29,15 @@ from fastkd.teachers.cache import CachedTeacher
 from fastkd.teachers.cache_build import ATOM_PTR, EDGE_PTR
 from fastkd.teachers.cache_dtypes import from_array
 from fastkd.teachers.cache_key import CacheKey
+from fastkd.teachers.cache_reader import ShardArray, ShardReader
 from fastkd.teachers.cache_shards import CHUNK_BYTES, DAMAGE, FORMAT, STRUCTURES, VERSION
 from fastkd.teachers.output import Need
 from fastkd.teachers.store import EDGE_DIRECTION, EDGE_DST, EDGE_SHIFT, EDGE_SRC, POSITIONS, Layout, MemoryStore, Rows, Store, wants_edges
 from fastkd.teachers.teacher import LiveTeacher
 
 Ints = npt.NDArray[np.int64]
+#: That `CacheFile.check` reads at a time.
+CHECK_BYTES = 64 << 20
 
 
 class CacheFile(Store):
@@ -45,7 +49,7 @@ class CacheFile(Store):
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.reads = 0  #: of HDF5, so far
+        self._reader: ShardReader | None = None
         if not self.path.is_file():
             raise DataError(f"{path}: no such file. Build it: fastkd cache build CONFIG teacher.cache_path={path}")
         with self._damage("the file"):
@@ -82,6 +86,9 @@ class CacheFile(Store):
         )
         self._arrays: dict[str, h5py.Dataset] = {}
         self._file.visititems(self._visit)
+        # an attribute takes longer to read than a row
+        self._dtypes = {name: (str(item.attrs["dtype"]), str(item.attrs["live_dtype"])) for name, item in self._arrays.items()}
+        self._reader = ShardReader(self._file, self.folder, self._arrays)
         if self.key.needs | {POSITIONS} > set(self._arrays):
             raise KeyError(sorted(self.key.needs - set(self._arrays)))
         self.num_bytes = self.path.stat().st_size + sum(size for _, size in self.shards)
@@ -98,6 +105,11 @@ class CacheFile(Store):
             self._arrays[name] = item
 
     @property
+    def reads(self) -> int:
+        """Of HDF5, so far."""
+        return 0 if self._reader is None else self._reader.reads
+
+    @property
     def arrays(self) -> dict[str, dict[str, Any]]:
         """What the file says of each array: shape, ``per``, ``dtype``, ``live_dtype``, and of features ``relative_error``, ``largest_error``."""
         return {name: {"shape": tuple(item.shape), **dict(item.attrs)} for name, item in self._arrays.items()}
@@ -112,21 +124,39 @@ class CacheFile(Store):
         Raises:
             DataError: if they cannot be read.
         """
-        dataset = self._arrays[name]
-        width = max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=int)))
-        # reading over a gap of less than a chunk costs less than another read
-        starts, stops = merge(rows.first.numpy(), rows.count.numpy(), gap=CHUNK_BYTES // width)
+        assert self._reader is not None
+        array = self._reader.arrays[name]
+        apart = self._read_apart(name, rows, array)
+        if apart is not None:
+            return from_array(apart, *self._dtypes[name])
+        starts, stops = merge(rows.first.numpy(), rows.count.numpy(), gap=array.chunk)
         place = np.concatenate([np.zeros(1, np.int64), np.cumsum(stops - starts)])
-        buffer = np.empty((int(place[-1]), *dataset.shape[1:]), dtype=dataset.dtype)
+        buffer = np.empty((int(place[-1]), *array.shape[1:]), dtype=array.dtype)
         with self._damage(name):
             for start, stop, into in zip(starts.tolist(), stops.tolist(), place.tolist(), strict=False):
-                dataset.read_direct(buffer, np.s_[start:stop], np.s_[into : into + stop - start])
-        self.reads += len(starts)
+                self._reader.read(name, start, stop, buffer[into : into + stop - start])
         index = rows.index.numpy()
         block = np.searchsorted(starts, index, side="right") - 1
         local = index - starts[block] + place[block] if len(starts) else index
         value = torch.from_numpy(buffer).index_select(0, torch.from_numpy(local))
-        return from_array(value.numpy(), str(dataset.attrs["dtype"]), str(dataset.attrs["live_dtype"]))
+        return from_array(value.numpy(), *self._dtypes[name])
+
+    def _read_apart(self, name: str, rows: Rows, array: ShardArray) -> npt.NDArray[Any] | None:
+        """Rows of structures that are too far apart to be read together, each straight to its place; None if some are not."""
+        assert self._reader is not None
+        first, count = rows.first.tolist(), rows.count.tolist()
+        order = sorted(range(len(first)), key=first.__getitem__)
+        reach = -1 - array.chunk
+        for number in order:
+            if first[number] <= reach + array.chunk:
+                return None
+            reach = first[number] + count[number]
+        place = [0, *accumulate(count)]
+        out = np.empty((place[-1], *array.shape[1:]), dtype=array.dtype)
+        with self._damage(name):
+            for number in order:
+                self._reader.read(name, first[number], first[number] + count[number], out[place[number] : place[number + 1]])
+        return out
 
     def load(self, needs: Iterable[Need] | None = None) -> MemoryStore:
         """All rows of some needs, in memory.
@@ -160,11 +190,14 @@ class CacheFile(Store):
         Raises:
             DataError: if something is damaged.
         """
-        for name, dataset in self._arrays.items():
-            step = max(1, (64 << 20) // max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=int))))
+        assert self._reader is not None
+        for name, array in self._reader.arrays.items():
+            step = array.chunk * max(1, CHECK_BYTES // CHUNK_BYTES)
+            buffer = np.empty((min(step, array.shape[0]), *array.shape[1:]), dtype=array.dtype)
             with self._damage(name):
-                for first in range(0, len(dataset), step):
-                    dataset[first : first + step]
+                for first in range(0, array.shape[0], step):
+                    last = min(first + step, array.shape[0])
+                    self._reader.read(name, first, last, buffer[: last - first])
 
     def teacher(self, needs: frozenset[Need], *, live: LiveTeacher | None = None, store: Store | None = None) -> CachedTeacher:
         """Its outputs as a teacher; ``store`` is what `load` gave, if it did, perhaps on another device."""
@@ -180,6 +213,8 @@ class CacheFile(Store):
 
     def close(self) -> None:
         """Close the file; nothing can be read any more."""
+        if self._reader is not None:
+            self._reader.close()
         # HDF5 may fail to close a damaged file; it was only read, so nothing is lost
         with contextlib.suppress(*DAMAGE):
             self._file.close()

@@ -27,7 +27,7 @@ from fastkd.teachers.store import EDGE_DST, EDGE_SHIFT, EDGE_SRC, Block, per
 
 FORMAT, VERSION = "fastkd teacher cache", 1
 #: Bytes of a chunk: what is read and checked at a time; HDF5 keeps a checksum of each.
-CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 14
 #: What h5py raises when HDF5 meets bytes that make no sense.
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 #: Whole numbers within a structure need no 64 bits.

@@ -171,17 +171,29 @@ def ask_with(
     return {name: live.ask(batch, live.needs | more, gradient=gradient) for name, live in live_sources(source).items()}
 
 
+def ask_forces(source: LiveSource, batch: Batch) -> Tensor:
+    """Forces of live teachers and nothing else, [n_atoms, 3] eV/Å; of several teachers their mean."""
+    return mean_of([have_forces(live.ask(batch, frozenset({"forces"}))) for live in live_sources(source).values()])
+
+
+def have_forces(output: TeacherOutput) -> Tensor:
+    """Forces that were asked for.
+
+    Raises:
+        ValueError: if they are not there.
+    """
+    if output.forces is None:
+        raise ValueError("a teacher was asked for forces and did not give them")
+    return output.forces
+
+
 def forces_of(said: TeacherOutput | Mapping[str, TeacherOutput]) -> Tensor:
     """Forces that were asked for, [n_atoms, 3] eV/Å; of several teachers their mean.
 
     Raises:
         ValueError: if they were not.
     """
-    found = [output.forces for output in ([said] if isinstance(said, TeacherOutput) else said.values())]
-    forces = [one for one in found if one is not None]
-    if not forces or len(forces) != len(found):
-        raise ValueError("a teacher was asked for forces and did not give them")
-    return mean_of(forces)
+    return mean_of([have_forces(output) for output in ([said] if isinstance(said, TeacherOutput) else said.values())])
 
 
 def live_sources(source: object) -> dict[str, LiveTeacher]:

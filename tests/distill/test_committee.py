@@ -141,6 +141,25 @@ def test_rows_of_hessians_on_which_teachers_agree(committee):
     assert found["hessian_2"].raw.item() == pytest.approx(sum(alone) / len(alone), rel=1e-9)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_term_that_looks_at_fewer_rows_agrees_on_these(committee, rows):
+    """Beside a term of more rows, a term is what it is alone."""
+    student = make_model("schnet", seed=5)
+    small = {"kind": "hessian", "rows": rows, "agree": 1.0}
+    found = []
+    for items in ([small], [small, {"kind": "hessian", "rows": 6, "agree": 1.0}]):
+        terms = terms_of(committee, *items)
+        batch = terms.teacher_batch(BATCH, 3)
+        said = Council({name: LiveTeacher(member, terms.needs_of(name)) for name, member in committee.members.items()})(batch)
+        seen = terms.student_batch(batch, said)
+        found.append(terms(student(seen), said, seen))
+    alone, beside = (values["hessian"] for values in found)
+    assert 0 < alone.share.item() < 1
+    assert torch.equal(beside.share, alone.share)
+    torch.testing.assert_close(beside.raw, alone.raw, rtol=1e-12, atol=0)
+    assert found[1]["hessian_2"].share.item() != alone.share.item()
+
+
 def test_each_teacher_is_asked_for_what_terms_want_of_it(committee):
     terms = terms_of(committee, {"kind": "n2n", "teacher": "b"}, {"kind": "energy", "teacher": "a"})
     assert [sorted(terms.needs_of(name)) for name in "abc"] == [["energy"], ["node"], []]

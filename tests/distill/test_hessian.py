@@ -54,7 +54,7 @@ def picked(whole: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", ["schnet", "painn", "painn_direct", "dimenet_pp"])
+@pytest.mark.parametrize("name", ["schnet", "painn", "painn_direct", pytest.param("dimenet_pp", marks=pytest.mark.slow)])
 def test_rows_are_the_slopes_of_forces(name):
     model, rows = make_model(name).eval(), sample_rows(BATCH, 4, seed=3, step=5)
     found = Teacher(model).hessian_rows(with_rows(BATCH, rows), "exact")
@@ -246,7 +246,11 @@ def test_a_cache_keeps_all_rows(method):
     assert cache.cost.bytes > 8 * 9 * sum(size**2 for size in SIZES)
 
 
-@pytest.mark.parametrize("pair", [("painn", "schnet"), ("painn_direct", "painn"), ("painn", "painn_direct"), ("gemnet_oc", "dimenet_pp")])
+#: the same for other models: of the last one a step takes seconds
+LONG_PAIRS = [pytest.param(pair, marks=pytest.mark.slow) for pair in (("painn_direct", "painn"), ("gemnet_oc", "dimenet_pp"))]
+
+
+@pytest.mark.parametrize("pair", [("painn", "schnet"), ("painn", "painn_direct"), *LONG_PAIRS])
 def test_training_brings_rows_nearer(pair):
     batch, student = BATCH.to(dtype=torch.float32), make_model(pair[1], seed=2, dtype=torch.float32).train()
     teacher = Teacher(make_model(pair[0], dtype=torch.float32))

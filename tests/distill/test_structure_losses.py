@@ -44,9 +44,9 @@ def gram_cka(x: np.ndarray, y: np.ndarray) -> float:
     return (k * m).sum() / math.sqrt((k * k).sum() * (m * m).sum())
 
 
-def lsp_of(x: np.ndarray, y: np.ndarray, batch) -> float:
+def lsp_of(x: np.ndarray, y: np.ndarray, batch, cutoff: float = 3.0) -> float:
     """Edge by edge: softmax of +distance over the edges that share a target, KL, mean over edges."""
-    graph = batch.graph(3.0).csr
+    graph = batch.graph(cutoff).csr
     edges = list(zip(graph.edge_src.tolist(), graph.edge_dst.tolist(), strict=True))
     total = 0.0
     for target in range(batch.num_atoms):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastkd.data.reader import DataFile
 from fastkd.data.structure import Structure
 from fastkd.data.writer import DataWriter
 from fastkd.models import save_model
@@ -41,6 +42,24 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     save_model(seeded_model(12, 99), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for name, seed, width in (("big", 99, 12), ("small", 98, 10), ("other", 97, 12)):
+        made[name] = tmp_path_factory.mktemp(name)
+        save_model(seeded_model(width, seed), made[name])
+    return made
+
+
+@pytest.fixture(scope="session")
+def synthetic_file(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten structures that are in the data too, under other numbers."""
+    path = tmp_path_factory.mktemp("synthetic") / "made.h5"
+    with DataFile(data_file) as source, DataWriter(path, level_of_theory="teacher") as writer:
+        writer.extend(source.read(list(range(20, 30))))
+    return path
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class _Fake:
 
     def __init__(self, kind: str, rule: str = "fixed", when_passed: str = "keep") -> None:
         self.name = self.kind = kind
-        self.rule, self.when_passed = rule, when_passed
+        self.rule, self.when_passed, self.teacher = rule, when_passed, ""
 
 
 def weigh(balance: Balance, x: torch.nn.Parameter, term: float, label: float, step: int) -> float:

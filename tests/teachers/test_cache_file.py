@@ -20,6 +20,7 @@ from fastkd.errors import CheckpointError, ConfigError, DataError
 from fastkd.models import PaiNN, PaiNNOptions
 from fastkd.teachers import CachedTeacher, LiveTeacher, Teacher
 from fastkd.teachers import cache_build as build_module
+from fastkd.teachers import cache_reader as reader_module
 from fastkd.teachers import cache_shards as shards_module
 from fastkd.teachers.base import TeacherCost
 from fastkd.teachers.cache_build import CachePlan, build_shards, join
@@ -200,6 +201,54 @@ def test_reads_of_a_batch_do_not_grow_with_its_size(tmp_path: Path) -> None:
         cache = file.teacher(frozenset({"node", "forces"}))
         cache(make_batch(range(0, 60, 2)))
         assert file.reads == 3  # positions, to compare, and each feature: one read, gaps and all
+
+
+def test_shards_are_read_as_the_virtual_file_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any run of rows, across any number of shards, with fewer files open than there are shards."""
+    monkeypatch.setattr(build_module, "SHARD_BYTES", 1)
+    monkeypatch.setattr(reader_module, "OPEN_FILES", 2)
+    with open_cache(built(tmp_path / "t.h5", range(24))) as file:
+        assert len(file.shards) == 8
+        whole = {name: file._file[name][:] for name in file.arrays}
+        generator = np.random.default_rng(0)
+        for name, values in whole.items():
+            for first, last in [(0, len(values)), *np.sort(generator.integers(0, len(values) + 1, (20, 2)), axis=1).tolist()]:
+                out = np.empty_like(values[first:last])
+                file._reader.read(name, first, last, out)
+                assert np.array_equal(out, values[first:last]), name
+                assert len(file._reader._open) <= 2
+        # nothing to read is no read
+        before = file.reads
+        file._reader.read("node", 3, 3, np.empty((0, 7), np.float32))
+        assert file.reads == before
+
+
+@pytest.mark.parametrize(("numbers", "apart"), [([14, 2, 5, 9], True), ([7], True), ([2, 3, 9], False), ([4, 4], False), ([], True)])
+def test_structures_far_apart_are_read_to_their_places(tmp_path: Path, numbers: list[int], apart: bool) -> None:
+    with open_cache(built(tmp_path / "t.h5", range(16))) as file:
+        memory, slots = file.load(), file.layout.slot[torch.tensor(numbers, dtype=torch.int64)]
+        # as if chunks were as small as rows
+        file._reader.arrays = {name: replace(array, chunk=0) for name, array in file._reader.arrays.items()}
+        rows = Rows.of(file.layout.atom_start, slots)
+        for name in ("node", "vector", "forces"):
+            found = file._read_apart(name, rows, file._reader.arrays[name])
+            assert (found is not None) == apart
+            assert torch.equal(file.take(name, rows), memory.take(name, rows))
+
+
+def test_a_shard_that_is_not_the_one_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "SHARD_BYTES", 1)
+    path = built(tmp_path / "t.h5", range(12))
+    with open_cache(path) as file:
+        one, other = (shard for shard, _ in file.shards[:2])
+        assert file.layout.atom_start[3] != file.layout.atom_start[6] - file.layout.atom_start[3]
+        # shards are opened when they are first asked for: what has happened to them until then is noticed
+        one.write_bytes(other.read_bytes())
+        with pytest.raises(DataError, match=r"cannot be read .*not \("):
+            file.teacher(NEEDS)(make_batch([0, 1]))
+        one.unlink()
+        with pytest.raises(DataError, match="cannot be read"):
+            file.teacher(NEEDS)(make_batch([0, 1]))
 
 
 def test_whose_cache_it_is_is_said(tmp_path: Path) -> None:

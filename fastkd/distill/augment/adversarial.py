@@ -70,6 +70,8 @@ class Adversarial(Perturbation):
         self.ascent: Ascent = ascent
         self.rule: Rule = rule
         self.teacher_gradient = teacher_gradient
+        #: what is left of, or follows from, each term's λ by its name, where gradients weigh terms (`Balance.scale`)
+        self.scale: Callable[[str], float] = lambda name: 1.0
         self.wants_forces = ascent == "orthogonal"
 
     def displacement(self, batch: Batch, student: Potential, teacher: LiveSource | None, terms: Terms | None, step: int) -> Tensor:
@@ -101,7 +103,8 @@ class Adversarial(Perturbation):
         prediction = student(terms.student_batch(moved, targets), forces="forces" in terms.needs, create_graph=True)
         values = terms(prediction, targets, moved, step, "taught")
         total: Tensor = sum(
-            (value.weighted.double() for value in values.values()), torch.zeros((), dtype=torch.float64, device=moved.positions.device)
+            (self.scale(name) * value.weighted.double() for name, value in values.items()),
+            torch.zeros((), dtype=torch.float64, device=moved.positions.device),
         )
         return total - self.force_penalty * _mean_force(forces_of(targets), moved) if self.force_penalty else total
 

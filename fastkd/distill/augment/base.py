@@ -22,7 +22,7 @@ from fastkd.data.batching import find_graphs
 from fastkd.distill.terms import Terms
 from fastkd.errors import DataError, TrainingError
 from fastkd.models.base import Potential
-from fastkd.teachers.committee import LiveSource, ask_with, forces_of
+from fastkd.teachers.committee import LiveSource, ask_forces
 
 #: Sets the random numbers apart from all others with the same seed.
 SEED_STREAM = 0x6175_676D
@@ -99,7 +99,7 @@ class Perturbation(ABC):
             return forces
         if teacher is None:
             raise TrainingError("augment.along_force: a structure has no label and there is no teacher to ask for its forces")
-        said = forces_of(ask_with(teacher, batch, frozenset({"forces"})))
+        said = ask_forces(teacher, batch)
         return torch.where(batch.labelled[batch.graph_index][:, None], forces, said.double())
 
 

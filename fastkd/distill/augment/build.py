@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fastkd.config import AugmentConfig, Config
 from fastkd.distill.augment.adversarial import Adversarial
@@ -13,18 +13,21 @@ from fastkd.errors import ConfigError
 from fastkd.teachers import BaseTeacher
 
 
-def build_perturbation(config: AugmentConfig, seed: int, cutoffs: Iterable[float]) -> Perturbation | None:
+def build_perturbation(
+    config: AugmentConfig, seed: int, cutoffs: Iterable[float], scale: Callable[[str], float] | None = None
+) -> Perturbation | None:
     """The perturbation of a config; None for ``kind: none``.
 
     Args:
         config: the section.
         seed: of the run.
         cutoffs: Å, of the graphs that student and teacher want.
+        scale: what the λ of a term, by name, is multiplied with at present, see `Balance.scale`; None: 1.
     """
     if config.kind == "none":
         return None
     if config.kind == "adversarial":
-        return Adversarial(
+        adversarial = Adversarial(
             seed=seed,
             cutoffs=cutoffs,
             sigma=config.sigma,
@@ -37,6 +40,8 @@ def build_perturbation(config: AugmentConfig, seed: int, cutoffs: Iterable[float
             teacher_gradient=config.teacher_gradient,
             limit=config.limit,
         )
+        adversarial.scale = scale or adversarial.scale
+        return adversarial
     noise = config.kind == "noise"
     return Rattle(
         seed=seed,
