@@ -14,6 +14,7 @@ from pathlib import Path
 BENCHMARKS = {
     "kernels": ("bench.kernels", "every op in three modes against plain torch, torch.compile and its peers"),
     "models": ("bench.models", "every model against its public implementation: forces, and a training step"),
+    "step": ("bench.step", "what a step of distillation costs, against the student's own and against generic operators"),
     "schnet_pyg": ("bench.bench_schnet_pyg", "a SchNet training step against torch_geometric's SchNet"),
     "painn_schnetpack": ("bench.bench_painn_schnetpack", "a PaiNN training step against schnetpack's PaiNN"),
     "patches": ("bench.bench_patches", "a training step of other packages' models, plain and patched"),

@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL = 520.0  #: seconds; a part starts only if time is left
 MODELS = 110.0  #: seconds for whole models against their public implementations
+STEPS = 90.0  #: seconds for what a step of distillation costs
 GRACE = 8.0  #: seconds between asking a part to stop and ending it
 
 
@@ -48,6 +49,19 @@ def parts(out: Path, device: str, shares: tuple[float, float, float]) -> Iterato
     yield Part("check", (python, "-m", "fastkd_kernels.check", "--device", device, "--json", str(out / "check.json")), checks)
     options = ("--device", device, "--seconds", "1", "--budget", f"{0.7 * MODELS:.0f}", "--json", str(out / "models.json"))
     yield Part("models", (python, "-m", "bench.models", *options), MODELS, needs="pytest")
+    options = (
+        "--device",
+        device,
+        "--seconds",
+        "0.5",
+        "--repeats",
+        "21",
+        "--budget",
+        f"{0.8 * STEPS:.0f}",
+        "--json",
+        str(out / "step.json"),
+    )
+    yield Part("step", (python, "-m", "bench.step", *options), STEPS)
     from bench.kernels.cases import find_ops
 
     names = [op.name for op, case in find_ops() if case is not None]
@@ -141,13 +155,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (out / "summary.json").write_text(json.dumps({"parts": done}, indent=1) + "\n", encoding="utf-8")
     from bench.kernels import goals
     from bench.models import goals as model_goals
+    from bench.step import goals as step_goals
 
-    rows, models = collect(out, "bench-*.json"), collect(out, "models.json")
-    reports = [goals.report(rows) if rows else "", model_goals.report(models) if models else ""]
+    rows, models, steps = collect(out, "bench-*.json"), collect(out, "models.json"), collect(out, "step.json")
+    reports = [
+        goals.report(rows) if rows else "",
+        model_goals.report(models) if models else "",
+        step_goals.report(steps) if steps else "",
+    ]
     report = "\n".join(filter(None, reports))
     if report:
         print(report)
-    summary = {"parts": done, "rows": len(rows) + len(models), "goals": report.splitlines()}
+    summary = {"parts": done, "rows": len(rows) + len(models) + len(steps), "goals": report.splitlines()}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return 0 if done and all(result["rc"] == 0 for result in done) else 1
 

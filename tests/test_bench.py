@@ -175,7 +175,7 @@ def test_the_gpu_command_goes_on_after_a_part_that_fails_or_hangs(tmp_path, monk
 def test_the_parts_of_the_gpu_command(tmp_path):
     found = {part.name: part for part in gpu.parts(tmp_path, "cuda", (170.0, 100.0, 250.0))}
     assert "tests/kernels/test_gpu.py" in found["pytest"].command
-    assert {"check", "bench-cfconv", "bench-painn_message", "bench-edge_to_node_both", "models"} <= set(found)
+    assert {"check", "bench-cfconv", "bench-painn_message", "bench-edge_to_node_both", "models", "step"} <= set(found)
     assert len({part.command for part in found.values()}) == len(found)
 
 
