@@ -121,6 +121,8 @@ class _Ablation:
         self.notes: list[str] = []
 
     def run(self) -> Ablation:
+        # its card is that of the splits as they are; trials are tested on the validation structures
+        self.bench.data(self.config)
         rungs: list[_Rung] = []
         arms = self.arms
         steps = plan(self.config, len(arms) - 2)

@@ -4,7 +4,8 @@ After the authors' code for arXiv:2306.14818: BFGS until the largest force is be
 dropped whole if in any frame its adsorbate has left the surface; frames stay where |E| *and* the largest force are moderate (the code
 says "or", which keeps nearly everything; "and" is what it means); a seeded choice of so many frames.
 
-Each finished trajectory is a small file in ``OUT.h5.synthesis``: a killed run goes on after the last.
+Trajectories run side by side in groups, so that the teacher is asked about a batch. Each finished one is a small file in ``OUT.h5.synthesis``: a killed
+run goes on after the last finished group.
 
 Example:
     >>> synthesize(DataFile("starts.h5"), Path("synthetic.h5"), load_teacher("embedded"), SynthesisOptions())
@@ -29,7 +30,7 @@ from ase.data import chemical_symbols
 from fastkd.data.reader import DataFile
 from fastkd.data.structure import Structure
 from fastkd.data.writer import DataWriter
-from fastkd.engine.trajectories import BROKEN, DESORBED, DONE, Trajectory, run_trajectory
+from fastkd.engine.trajectories import BROKEN, DESORBED, DONE, Trajectory, run_trajectories
 from fastkd.errors import CheckpointError, ConfigError, DataError
 from fastkd.files import write_bytes, write_json
 from fastkd.teachers import BaseTeacher, TeacherCost
@@ -53,6 +54,7 @@ class SynthesisOptions:
     max_force: float = 50.0  #: eV/Å, frames with a larger force on an atom go; 0 for no limit
     zero: Literal["start", "absolute"] = "start"  #: energies are counted from the trajectory's first frame, or as the teacher gives them
     limit: int = 0  #: frames to keep at most; 0 for all
+    at_once: int = 16  #: trajectories that run side by side
     seed: int = 123  #: of the choice of frames and of dynamics
     level_of_theory: str = ""  #: empty: the teacher's source
     licence: str = ""  #: of the data; empty: the source's
@@ -97,22 +99,18 @@ def synthesize(
     verdicts: Counter[str] = Counter()
     pairs: list[tuple[int, int]] = []  # start and frame of all that may stay
     frames = 0
-    for number in range(len(source)):
-        file = folder / f"{number:08d}.npz"
-        if file.exists():
-            resumed += 1
-            trajectory = _read(file)
-        else:
-            (start,) = source.read([number])
-            trajectory = run_trajectory(start, number, teacher, options, cost)
-            _write(file, trajectory)
-        verdicts[trajectory.verdict] += 1
-        if trajectory.verdict == DONE:
-            good = moderate(trajectory, options)
-            frames += len(good)
-            pairs += [(number, int(frame)) for frame in np.flatnonzero(good)]
+    for first in range(0, len(source), options.at_once):
+        numbers = range(first, min(first + options.at_once, len(source)))
+        done, trajectories = _group(source, folder, numbers, teacher, options, cost)
+        resumed += len(numbers) if done else 0
+        for number, trajectory in trajectories.items():
+            verdicts[trajectory.verdict] += 1
+            if trajectory.verdict == DONE:
+                good = moderate(trajectory, options)
+                frames += len(good)
+                pairs += [(number, int(frame)) for frame in np.flatnonzero(good)]
         if progress is not None:
-            progress(number + 1, len(source))
+            progress(numbers.stop, len(source))
     cost.settle()
     chosen = choose(pairs, options)
     if not chosen:
@@ -133,6 +131,23 @@ def synthesize(
     _assemble(source, out, folder, teacher, options, chosen, report)
     shutil.rmtree(folder)
     return report
+
+
+def _group(
+    source: DataFile, folder: Path, numbers: range, teacher: BaseTeacher, options: SynthesisOptions, cost: TeacherCost
+) -> tuple[bool, dict[int, Trajectory]]:
+    """Trajectories that run side by side, and whether all were there already.
+
+    A group of which something is missing is made anew, whole: what the teacher says may differ in its last digits in a smaller batch.
+    """
+    files = {number: folder / f"{number:08d}.npz" for number in numbers}
+    if all(file.exists() for file in files.values()):
+        return True, {number: _read(file) for number, file in files.items()}
+    starts = dict(zip(numbers, source.read(list(numbers)), strict=True))
+    trajectories = run_trajectories(starts, teacher, options, cost)
+    for number, trajectory in trajectories.items():
+        _write(files[number], trajectory)
+    return False, trajectories
 
 
 def moderate(trajectory: Trajectory, options: SynthesisOptions) -> npt.NDArray[np.bool_]:
@@ -156,9 +171,9 @@ def choose(pairs: list[tuple[int, int]], options: SynthesisOptions) -> list[tupl
 def _check(source: DataFile, out: Path, teacher: BaseTeacher, options: SynthesisOptions) -> None:
     if not teacher.complete:
         raise ConfigError(f"{teacher.source} does not predict energies and forces; choose another teacher")
-    for name in ("steps", "every"):
+    for name in ("steps", "every", "at_once"):
         if getattr(options, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(options, name)}")
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     for name in ("fmax", "temperature", "timestep", "friction"):
         if not getattr(options, name) > 0:
             raise ConfigError(f"--{name} must be positive, got {getattr(options, name)}")

@@ -43,6 +43,7 @@ _NUMBERS = {
     "max_force": "drop frames with a larger force on an atom, 0: none [eV/Å]",
     "limit": "frames to keep at most, chosen at random, 0: all",
     "seed": "of that choice and of dynamics",
+    "at_once": "trajectories that run side by side, the teacher asked about all at once",
 }
 
 

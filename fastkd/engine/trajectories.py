@@ -1,8 +1,8 @@
-"""One trajectory: a relaxation or a short piece of dynamics with a teacher, through ASE."""
+"""Trajectories: relaxations or short pieces of dynamics with a teacher, through ASE, several side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,15 @@ from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 
 from fastkd.data.structure import Structure
-from fastkd.errors import DataError
+from fastkd.engine.together import together
 from fastkd.teachers import BaseTeacher, TeacherCost
-from fastkd.teachers.calculator import TeacherCalculator, atoms_of
+from fastkd.teachers.calculator import FAILURES, Labels, TeacherCalculator, atoms_of, energies_and_forces
 
 if TYPE_CHECKING:
     from fastkd.engine.synthesize import SynthesisOptions
 
 Floats = npt.NDArray[np.float64]
+Ask = Callable[[Structure], Labels]
 
 #: What became of a trajectory.
 DONE, DESORBED, BROKEN = "done", "desorbed", "broken"
@@ -39,18 +40,29 @@ class Trajectory:
     verdict: str  #: done, desorbed or broken
 
 
-def run_trajectory(start: Structure, number: int, teacher: BaseTeacher, options: SynthesisOptions, cost: TeacherCost) -> Trajectory:
-    """Move one structure, and look at every frame that it passes through.
+def run_trajectories(
+    starts: Mapping[int, Structure], teacher: BaseTeacher, options: SynthesisOptions, cost: TeacherCost
+) -> dict[int, Trajectory]:
+    """Move structures side by side, the teacher asked about all of them at once.
 
     Args:
-        start: where it begins.
-        number: of the structure in its file, which random numbers of dynamics depend on.
+        starts: where each begins, by number of the structure in its file, which random numbers of dynamics depend on.
         teacher: gives forces and labels.
         options: of the synthesis.
         cost: where the teacher's time is counted.
     """
+
+    def task(number: int) -> Callable[[Ask], Trajectory]:
+        return lambda ask: _run(starts[number], number, TeacherCalculator(teacher, cost, ask), options)
+
+    found = together([task(number) for number in starts], lambda structures: energies_and_forces(teacher, structures, cost))
+    return dict(zip(starts, found, strict=True))
+
+
+def _run(start: Structure, number: int, calculator: TeacherCalculator, options: SynthesisOptions) -> Trajectory:
+    """Move one structure, and look at every frame that it passes through."""
     atoms = atoms_of(start)
-    atoms.calc = TeacherCalculator(teacher, cost)
+    atoms.calc = calculator
     frames: list[tuple[Floats, float, Floats]] = []
     times: list[float] = []
     dropped = Trajectory(np.zeros((0, len(atoms), 3)), np.zeros(0), np.zeros((0, len(atoms), 3)), np.zeros(0), BROKEN)
@@ -62,7 +74,7 @@ def run_trajectory(start: Structure, number: int, teacher: BaseTeacher, options:
                 # with constraints ASE would report no force on fixed atoms
                 frames.append((atoms.get_positions(), atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False)))
                 times.append(step * options.timestep if options.method == "md" else float("nan"))
-    except (DataError, FloatingPointError, np.linalg.LinAlgError, ValueError):
+    except FAILURES:
         # atoms on top of each other, or numbers that are not finite: a teacher far outside of what it knows
         return dropped
     positions, energy, forces = (np.array([frame[part] for frame in frames], dtype=np.float64) for part in range(3))

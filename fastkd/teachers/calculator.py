@@ -7,9 +7,11 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
@@ -20,6 +22,44 @@ from fastkd.data.structure import Structure
 from fastkd.errors import DataError
 from fastkd.teachers.base import BaseTeacher, TeacherCost
 
+Labels = tuple[float, npt.NDArray[np.float64]]
+#: What a teacher raises far outside of what it knows, beside `DataError`.
+FAILURES = (DataError, FloatingPointError, np.linalg.LinAlgError, ValueError)
+
+
+def energies_and_forces(teacher: BaseTeacher, structures: Sequence[Structure], cost: TeacherCost) -> list[Labels | Exception]:
+    """Energy [eV] and forces [n_atoms, 3] eV/Å of each structure, asked for in one batch, or why there are none.
+
+    A teacher that fails on the batch is asked about one structure after the other.
+    """
+    pieces: list[Pieces | Exception] = []
+    for structure in structures:
+        try:
+            pieces.append(Pieces.of(structure, 0, teacher.cutoffs, labelled=False))
+        except FAILURES as error:
+            pieces.append(error)
+    whole = [piece for piece in pieces if isinstance(piece, Pieces)]
+    answers = iter(_ask(teacher, whole, cost))
+    return [piece if isinstance(piece, Exception) else next(answers) for piece in pieces]
+
+
+def _ask(teacher: BaseTeacher, pieces: list[Pieces], cost: TeacherCost) -> list[Labels | Exception]:
+    if not pieces:
+        return []
+    batch = collate(pieces, torch.float64)
+    try:
+        output = cost.measured(teacher, batch.to(teacher.device), frozenset({"energy", "forces"}))
+    except FAILURES as error:
+        return [error] if len(pieces) == 1 else [answer for piece in pieces for answer in _ask(teacher, [piece], cost)]
+    if output.energy is None or output.forces is None:
+        raise DataError(f"{teacher.source} gave no energy or forces")
+    found: list[Labels | Exception] = []
+    forces = np.split(output.forces.double().cpu().numpy(), batch.atom_ptr[1:-1].tolist())
+    for energy, part in zip(output.energy.double().cpu().tolist(), forces, strict=True):
+        finite = np.isfinite(energy) and bool(np.isfinite(part).all())
+        found.append((energy, part) if finite else DataError(f"energy or forces of {teacher.source} are not finite"))
+    return found
+
 
 class TeacherCalculator(Calculator):  # type: ignore[misc]
     """ASE's interface to any teacher that predicts energies and forces, in eV and eV/Å.
@@ -29,14 +69,22 @@ class TeacherCalculator(Calculator):  # type: ignore[misc]
     Args:
         teacher: to ask.
         cost: where its time is counted; None for a count of its own.
+        ask: who asks it instead, see `fastkd.engine.together`.
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
 
-    def __init__(self, teacher: BaseTeacher, cost: TeacherCost | None = None) -> None:
+    def __init__(self, teacher: BaseTeacher, cost: TeacherCost | None = None, ask: Callable[[Structure], Labels] | None = None) -> None:
         super().__init__()
         self.teacher = teacher
         self.cost = TeacherCost() if cost is None else cost
+        self._ask = ask or self._ask_alone
+
+    def _ask_alone(self, structure: Structure) -> Labels:
+        (answer,) = energies_and_forces(self.teacher, [structure], self.cost)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
         """Energy and forces of a structure.
@@ -45,14 +93,7 @@ class TeacherCalculator(Calculator):  # type: ignore[misc]
             DataError: if the teacher cannot take it, or gives numbers that are not finite.
         """
         super().calculate(atoms, properties, system_changes)
-        cutoffs = () if self.teacher.cutoff is None else (self.teacher.cutoff,)
-        piece = Pieces.of(structure_of(self.atoms), 0, cutoffs, labelled=False)
-        output = self.cost.measured(self.teacher, collate([piece], torch.float64).to(self.teacher.device), frozenset({"energy", "forces"}))
-        if output.energy is None or output.forces is None:
-            raise DataError(f"{self.teacher.source} gave no energy or forces")
-        energy, forces = float(output.energy[0]), output.forces.double().cpu().numpy()
-        if not (np.isfinite(energy) and np.isfinite(forces).all()):
-            raise DataError(f"energy or forces of {self.teacher.source} are not finite")
+        energy, forces = self._ask(structure_of(self.atoms))
         self.results = {"energy": energy, "forces": forces}
 
 
