@@ -20,7 +20,7 @@ from fastkd.distill.strategies import ForcesLoss, hessian_loss
 from fastkd.distill.term import Term, both, have
 from fastkd.errors import ConfigError
 from fastkd.models.base import Prediction
-from fastkd.teachers.hessian import EXACT, difference_rows, exact_rows, hessian_need
+from fastkd.teachers.hessian import EXACT, difference_rows, exact_rows, hessian_need, stacked_rows
 from fastkd.teachers.output import Offer, TeacherOutput
 
 
@@ -65,7 +65,7 @@ class HessianTerm(Term):
         if not self.exact:
             forces_of = have(self.student_forces, self, "student_forces")
             still = replace(batch, positions=batch.positions.detach())
-            return difference_rows(forces_of, still, rows, self.step)
+            return difference_rows(forces_of, still, rows, self.step, at_once=stacked_rows(batch))
         forces = have(student.forces, self, "forces of the student")
         return exact_rows(forces, batch.positions, rows, batch, create_graph=torch.is_grad_enabled())
 

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 from fastkd.data.batch import Batch
+from fastkd.data.rearrange import repeat_structures
 
 #: What a need for Hessian rows starts with; what follows the @ is how they are computed.
 HESSIAN = "hessian_rows"
 EXACT = "exact"
+#: Atoms of the moved copies that are computed as one batch.
+STACKED_ATOMS = 16384
 #: Sets the draws of rows apart from everything else that a seed decides.
 SEED_STREAM = 0x6865_7373
 
@@ -100,7 +103,7 @@ def exact_rows(forces: Tensor, positions: Tensor, rows: Tensor, batch: Batch, *,
     return torch.stack(found) if found else forces.new_zeros(0, *positions.shape)
 
 
-def difference_rows(forces_of: Callable[[Batch], Tensor], batch: Batch, rows: Tensor, step: float) -> Tensor:
+def difference_rows(forces_of: Callable[[Batch], Tensor], batch: Batch, rows: Tensor, step: float, *, at_once: int = 0) -> Tensor:
     """Central differences −(F(x + h e) − F(x − h e)) / 2h, [s, n_atoms, 3] eV/Å², with an error of order h².
 
     These are columns of −∂F/∂x, which are its rows where forces are −dE/dx. Neighbour lists of the batch are kept while atoms move.
@@ -110,9 +113,22 @@ def difference_rows(forces_of: Callable[[Batch], Tensor], batch: Batch, rows: Te
         batch: the structures.
         rows: [s, n_graphs] int64.
         step: h, Å.
+        at_once: rows whose moved copies, two of each structure, are one batch; 0 asks for one copy of the batch after the other.
     """
+    if not len(rows):
+        return batch.positions.new_zeros(0, *batch.positions.shape)
     found = []
-    for direction in directions(rows, batch):
-        ahead, behind = (forces_of(replace(batch, positions=batch.positions + sign * step * direction)) for sign in (1, -1))
-        found.append((behind - ahead) / (2 * step))
-    return torch.stack(found) if found else batch.positions.new_zeros(0, *batch.positions.shape)
+    for part in torch.split(directions(rows, batch), at_once or 1):
+        moves = step * torch.cat([part, -part])
+        if at_once:
+            moved = replace(repeat_structures(batch, len(moves)), positions=(batch.positions + moves).flatten(0, 1))
+            forces = forces_of(moved).view_as(moves)
+        else:
+            forces = torch.stack([forces_of(replace(batch, positions=batch.positions + move)) for move in moves])
+        found.append((forces[len(part) :] - forces[: len(part)]) / (2 * step))
+    return torch.cat(found)
+
+
+def stacked_rows(batch: Batch) -> int:
+    """How many rows' moved copies make one batch: as many as come to `STACKED_ATOMS`, at least one."""
+    return max(1, STACKED_ATOMS // max(1, 2 * batch.num_atoms))

@@ -17,7 +17,7 @@ from fastkd.errors import ConfigError
 from fastkd.models import Potential
 from fastkd.teachers import BaseTeacher, CachedTeacher, LiveTeacher, ModuleTeacher, Offer, Teacher
 from fastkd.teachers.ase import AseTeacher
-from fastkd.teachers.hessian import all_rows, difference_rows, directions, exact_rows, sample_rows
+from fastkd.teachers.hessian import STACKED_ATOMS, all_rows, difference_rows, directions, exact_rows, sample_rows, stacked_rows
 from tests.models.structures import batch_of, make_model, random_molecule
 from tests.teachers.foreign import make as make_foreign
 
@@ -288,6 +288,29 @@ def test_columns_of_fixed_atoms_are_left_out():
         found.append(exact_rows(forces, positions, rows, batch, create_graph=False))
     want = hessian_loss(*found, rows >= 0, batch.graph_index, "l2", ~fixed)
     assert batch_loss(trainee, batch, 2)[0]["kd_hessian"].item() == pytest.approx(want.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["painn", "schnet", "gemnet_oc", "dimenet_pp"])
+def test_moved_copies_in_one_batch_give_the_rows_of_one_after_the_other(name):
+    model = make_model(name)
+    rows = sample_rows(BATCH, 3, seed=0, step=0)
+
+    def forces(batch):
+        return model(batch, create_graph=True).forces
+
+    with torch.no_grad():
+        one = difference_rows(forces, BATCH, rows, 0.01)
+        several = {count: difference_rows(forces, BATCH, rows, 0.01, at_once=count) for count in (1, 2, 8)}
+    for found in several.values():
+        torch.testing.assert_close(found, one, rtol=1e-7, atol=1e-8)
+
+
+def test_as_many_copies_as_fill_a_batch():
+    assert stacked_rows(BATCH) == STACKED_ATOMS // (2 * BATCH.num_atoms)
+    assert difference_rows(lambda batch: batch.positions, BATCH, sample_rows(BATCH, 0, seed=0, step=0), 0.01).shape == (
+        0,
+        *BATCH.positions.shape,
+    )
 
 
 def test_difference_rows_of_any_function():
