@@ -195,7 +195,7 @@ def _add_fit_scales(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    from fastkd.analysis.report import add_report_arguments, run_report
+    from fastkd.analysis.report_command import add_report_arguments, run_report
 
     add_report_arguments(parser)
     parser.set_defaults(handler=run_report)

@@ -255,7 +255,9 @@ class LossConfig(Section):
     """The loss on labels: energy_weight · MAE(E) + forces_weight · mean ‖ΔF‖."""
 
     energy_weight: NonNegativeFloat = Field(1.0, description="a_E, weight of the energy error")
-    forces_weight: NonNegativeFloat = Field(100.0, description="a_F, weight of the force error")
+    forces_weight: NonNegativeFloat = Field(
+        100.0, description="a_F, weight of the force error; 0: energies are labels enough, and training computes forces only if a term does"
+    )
     train_on_free_atoms: bool = Field(
         True, description="where the data has `fixed`, leave the forces of fixed atoms out of the loss on labels and of distilled forces"
     )

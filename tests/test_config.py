@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fastkd.config import Config
-from fastkd.config_loading import arm_config, check_sense, differences, load_config, read_yaml, to_tree, to_yaml, validate
+from fastkd.config_checks import check_sense
+from fastkd.config_loading import arm_config, differences, load_config, read_yaml, to_tree, to_yaml, validate
 from fastkd.config_schema import field_at, nearest, options, options_markdown, options_text
 from fastkd.errors import ConfigError
 

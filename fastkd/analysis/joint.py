@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastkd.analysis.runs import CONFIG, Run, find_runs
 from fastkd.config_loading import read_yaml, validate
@@ -107,13 +108,19 @@ def _require_comparable(first: Run, other: Run) -> None:
             "cannot be compared; evaluate them on the same split of the same file (data.test_split, data.systems, data.test_size)"
         )
     # labels are stored in float32 for forces, and come from one file
-    if not np.allclose(one.energy, two.energy, rtol=0, atol=1e-6) or not np.allclose(one.forces, two.forces, rtol=0, atol=1e-5):
+    if (one.forces is None) != (two.forces is None):
+        raise DataError(f"of {where} one was tested on energies alone, the other on forces too; evaluate them on one file")
+    if not np.allclose(one.energy, two.energy, rtol=0, atol=1e-6) or not _same(one.forces, two.forces, 1e-5):
         raise DataError(
             f"{where} have the same structure numbers and other labels: they were tested on different data files; evaluate them on one"
         )
-    free, other_free = (np.ones(len(p.forces), dtype=bool) if p.free is None else p.free for p in (one, two))
+    free, other_free = (np.ones(int(p.natoms.sum()), dtype=bool) if p.free is None else p.free for p in (one, two))
     if not np.array_equal(free, other_free):
         raise DataError(f"{where} count forces of different atoms; evaluate them with the same train.eval_on_free_atoms")
+
+
+def _same(one: NDArray[Any] | None, two: NDArray[Any] | None, tolerance: float) -> bool:
+    return one is two if one is None or two is None else bool(np.allclose(one, two, rtol=0, atol=tolerance))
 
 
 def _split(runs: Sequence[Run], name: str, folder: Path | None) -> tuple[list[Run], list[Run]]:
@@ -161,7 +168,9 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
         twin = next((other for other in group.runs if other.summary.seed == run.summary.seed), None)
         if twin is None:
             group.runs.append(run)
-        elif not np.array_equal(twin.predictions.forces_pred, run.predictions.forces_pred):
+        elif not all(
+            _same(getattr(twin.predictions, name), getattr(run.predictions, name), 0.0) for name in ("energy_pred", "forces_pred")
+        ):
             raise DataError(
                 f"{twin.folder} and {run.folder} have the same config and seed, and different predictions: versions or machines differ; leave "
                 "one of them out"

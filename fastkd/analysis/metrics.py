@@ -5,6 +5,7 @@ Symbols: S structures, n_s atoms of structure s, N atoms in all; E in eV, F in e
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def efwt(
 
 @dataclass(frozen=True)
 class Metrics:
-    """Errors on one set of structures, in eV and Å."""
+    """Errors on one set of structures, in eV and Å; those of forces are NaN where the structures have no forces."""
 
     energy_mae: float  #: eV, per system
     energy_mae_per_atom: float  #: eV/atom
@@ -79,6 +80,10 @@ class Metrics:
     def asdict(self) -> dict[str, float]:
         """Name → value."""
         return asdict(self)
+
+    def measured(self) -> dict[str, float]:
+        """Name → value, of those that are there."""
+        return {name: value for name, value in asdict(self).items() if not math.isnan(value)}
 
 
 METRIC_UNITS = {
@@ -93,24 +98,37 @@ METRIC_UNITS = {
 
 
 def compute_metrics(
-    energy: Array, energy_pred: Array, forces: Array, forces_pred: Array, natoms: Ints, free: NDArray[np.bool_] | None = None
+    energy: Array,
+    energy_pred: Array,
+    forces: Array | None,
+    forces_pred: Array | None,
+    natoms: Ints,
+    free: NDArray[np.bool_] | None = None,
 ) -> Metrics:
     """All metrics at once, in float64.
 
     Args:
         energy: labels, [n_structures] eV.
         energy_pred: predictions, [n_structures] eV.
-        forces: labels, [n_atoms, 3] eV/Å, structures end to end.
-        forces_pred: predictions, [n_atoms, 3] eV/Å.
+        forces: labels, [n_atoms, 3] eV/Å, structures end to end; None where there are energies alone.
+        forces_pred: predictions, [n_atoms, 3] eV/Å, or None.
         natoms: atoms of each structure, [n_structures], each at least 1.
         free: [n_atoms] bool, atoms whose forces count, as OCP's ``eval_on_free_atoms``; None for all.
 
     Raises:
         ValueError: if there is no structure, shapes do not fit together, or no atom is free.
     """
-    energy, energy_pred, forces, forces_pred = (np.asarray(a, dtype=np.float64) for a in (energy, energy_pred, forces, forces_pred))
+    energy, energy_pred = (np.asarray(a, dtype=np.float64) for a in (energy, energy_pred))
     natoms = np.asarray(natoms)
     atoms = (int(natoms.sum()), 3)
+    if forces is None or forces_pred is None:
+        if forces is not None or forces_pred is not None or not (len(natoms) and natoms.min() > 0):
+            raise ValueError("need forces and predicted forces or neither, of at least one structure")
+        if not energy.shape == energy_pred.shape == natoms.shape:
+            raise ValueError(f"need energies [n_structures], got {energy.shape} and {energy_pred.shape}, natoms {natoms.shape}")
+        errors = energy_mae(energy, energy_pred), energy_mae_per_atom(energy, energy_pred, natoms)
+        return Metrics(*errors, energy_rmse_per_atom(energy, energy_pred, natoms), *(math.nan,) * 4)
+    forces, forces_pred = (np.asarray(a, dtype=np.float64) for a in (forces, forces_pred))
     if not (
         len(natoms)
         and natoms.min() > 0

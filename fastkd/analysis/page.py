@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from fastkd.analysis import plots
-from fastkd.analysis.report import COLUMNS, Report, Row
+from fastkd.analysis.report import Report, Row
 from fastkd.analysis.runs import CONFIG, DATA_CARD, Run
 
 MODELS_PER_FIGURE = 4
@@ -51,22 +51,33 @@ def headline(rows: Sequence[Row]) -> str:
     """The result in one sentence."""
     teacher = next((row for row in rows if row.role == "teacher"), None)
     gaps = [row for row in rows if row.gap_forces is not None and not math.isnan(row.gap_forces.percent)]
+    on_energies = [row for row in rows if row.gap_forces is None and row.gap_energy is not None and not math.isnan(row.gap_energy.percent)]
+    baseline = next((row for row in rows if row.role == "student"), rows[0])
     if teacher is not None and gaps:
         best = max(gaps, key=lambda row: row.gap_forces.percent if row.gap_forces else -math.inf)
-        baseline = next(row for row in rows if row.role == "student")
         share = 100 * best.parameters / teacher.parameters
         return (
             f"“{best.title}” closes {best.gap_forces} % of the force gap between “{baseline.title}” and the teacher and "
             f"{best.gap_energy} % of the energy gap, with {share:.1f} % of the teacher's parameters."
         )
+    if teacher is not None and on_energies:
+        best = max(on_energies, key=lambda row: row.gap_energy.percent if row.gap_energy else -math.inf)
+        share = 100 * best.parameters / teacher.parameters
+        return (
+            f"“{best.title}” closes {best.gap_energy} % of the energy gap between “{baseline.title}” and the teacher, with {share:.1f} % of "
+            "the teacher's parameters."
+        )
     row = rows[-1]
-    return f"“{row.title or row.name}”: energy MAE {row.cells()[1]} meV/atom, force MAE {row.cells()[2]} meV/Å on the test structures."
+    _, energy, forces, *_ = row.cells()
+    measured = f"energy MAE {energy} meV/atom" + ("" if math.isnan(row.metrics["forces_mae"].mean) else f", force MAE {forces} meV/Å")
+    return f"“{row.title or row.name}”: {measured} on the test structures."
 
 
 def _table(report: Report) -> str:
-    head = "".join(f"<th>{escape(name)}<small>{escape(unit if unit != '1' else '')}</small></th>" for name, unit in COLUMNS)
+    head = "".join(f"<th>{escape(name)}<small>{escape(unit if unit != '1' else '')}</small></th>" for name, unit in report.columns)
     body = "\n".join(
-        f'<tr class="{row.role}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row.cells()) + "</tr>" for row in report.rows
+        f'<tr class="{row.role}">' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        for row, cells in zip(report.rows, report.lines, strict=True)
     )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
@@ -93,8 +104,9 @@ def _figures(report: Report) -> list[str]:
     if teacher is not None:
         lines = {
             "val_energy_mae": 1000 * teacher.metrics["energy_mae_per_atom"].mean,
-            "val_forces_mae": 1000 * teacher.metrics["forces_mae"].mean,
         }
+        if not math.isnan(teacher.metrics["forces_mae"].mean):
+            lines["val_forces_mae"] = 1000 * teacher.metrics["forces_mae"].mean
     parts = []
     curves_image = plots.learning_curves(groups, lines) if groups else None
     if curves_image is not None:

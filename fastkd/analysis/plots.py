@@ -198,7 +198,7 @@ def _draw_curves(ax: Axes, group: CurveGroup, column: str, colour: str, *, posit
 
 
 def parity(models: Sequence[tuple[str, Predictions]]) -> bytes:
-    """Predicted against labelled energies (above) and force components (below), one column per model; darker is more points.
+    """Predicted against labelled energies (above) and, if there are any, force components (below), one column per model; darker is more points.
 
     Energies are per atom and relative to the mean label of all structures of the same composition: totals differ by hundreds of eV
     between molecules, which would hide every error.
@@ -209,16 +209,18 @@ def parity(models: Sequence[tuple[str, Predictions]]) -> bytes:
     Returns:
         A PNG.
     """
-    with new_figure(2.35 * len(models) + 0.2, 4.7) as figure:
-        axes = figure.subplots(2, len(models), squeeze=False, sharex="row", sharey="row")
+    rows = 1 if all(predictions.forces is None for _, predictions in models) else 2
+    with new_figure(2.35 * len(models) + 0.2, 2.35 * rows) as figure:
+        axes = figure.subplots(rows, len(models), squeeze=False, sharex="row", sharey="row")
         for column, (title, predictions) in enumerate(models):
             reference = composition_mean(predictions)
             label, predicted = (1000 * (e - reference) / predictions.natoms for e in (predictions.energy, predictions.energy_pred))
             _draw_parity(axes[0, column], label, predicted, "meV/atom", first=column == 0)
-            counted = slice(None) if predictions.free is None else predictions.free
-            forces, forces_pred = predictions.forces[counted].ravel(), predictions.forces_pred[counted].ravel()
-            _draw_parity(axes[1, column], forces, forces_pred, "eV/Å", first=column == 0)
             axes[0, column].set_title(title, loc="left")
+            if predictions.forces is not None:
+                counted = slice(None) if predictions.free is None else predictions.free
+                forces, forces_pred = (values[counted].ravel() for values in predictions.both_forces)
+                _draw_parity(axes[1, column], forces, forces_pred, "eV/Å", first=column == 0)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return _palettised(buffer.getvalue())
@@ -239,13 +241,13 @@ def _draw_parity(ax: Axes, label: NDArray[np.floating[Any]], predicted: NDArray[
 
 
 def errors_by_element(models: Sequence[tuple[str, Predictions]], teachers: int) -> bytes | None:
-    """Force MAE of each element, one bar per model; an SVG, or None if a model's predictions do not tell elements.
+    """Force MAE of each element, one bar per model; an SVG, or None if a model's predictions do not tell elements or forces.
 
     Args:
         models: title and predictions.
         teachers: how many of the first models are teachers; the others have the colours of the learning curves.
     """
-    if any(predictions.atomic_numbers is None for _, predictions in models):
+    if any(predictions.atomic_numbers is None or predictions.forces is None for _, predictions in models):
         return None
     from ase.data import chemical_symbols
 
@@ -255,7 +257,8 @@ def errors_by_element(models: Sequence[tuple[str, Predictions]], teachers: int) 
         ax = figure.subplots()
         colours = [TEACHER_COLOUR] * teachers + _cycle(len(models) - teachers)
         for number, (title, predictions) in enumerate(models):
-            errors = np.abs(predictions.forces_pred - predictions.forces).mean(1)
+            forces, forces_pred = predictions.both_forces
+            errors = np.abs(forces_pred - forces).mean(1)
             counted = np.ones(len(errors), dtype=bool) if predictions.free is None else predictions.free
             of_element = [counted & (predictions.atomic_numbers == z) for z in elements]
             bars = [1000 * errors[atoms].mean() if atoms.any() else 0 for atoms in of_element]

@@ -7,24 +7,26 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastkd.analysis.gap import Errors, Gap, energy_errors, forces_errors, gap_closed, mean_std
+from fastkd.analysis.gap import Errors, Gap, energy_errors, error_reduced, forces_errors, gap_closed, mean_std
 from fastkd.analysis.joint import gather
 from fastkd.analysis.metrics import METRIC_UNITS
 from fastkd.analysis.runs import CURVE, SUMMARY, Run, find_runs, read_json, write_csv, write_json
-from fastkd.errors import CheckpointError
+from fastkd.errors import CheckpointError, DataError
 from fastkd.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 HTML, TABLE = "report.html", "report.csv"
+#: Of energies and of forces, where there are any.
+_Both = tuple[Errors, Errors | None]
+_Gaps = tuple[Gap | None, Gap | None]
 COLUMNS = (
     ("", ""),
     ("energy MAE", "meV/atom"),
@@ -34,6 +36,9 @@ COLUMNS = (
     ("gap closed, forces", "% [95 %]"),
     ("parameters", "1"),
     ("inference", "atoms/s"),
+    # in place of the gaps, where there is no teacher
+    ("MAE reduced, energy", "% [95 %]"),
+    ("MAE reduced, forces", "% [95 %]"),
 )
 
 
@@ -65,6 +70,9 @@ class Row:
     gap_forces: Gap | None
     parameters: int
     atoms_per_second: Spread
+    #: error reduced against the baseline, where there is no teacher to measure a gap to; None for the baseline
+    reduced_energy: Gap | None = None
+    reduced_forces: Gap | None = None
 
     def cells(self) -> tuple[str, ...]:
         """The line as text, in the order of `COLUMNS`."""
@@ -77,6 +85,8 @@ class Row:
             "–" if self.gap_forces is None else str(self.gap_forces),
             f"{self.parameters:,}",
             "–" if math.isnan(self.atoms_per_second.mean) else f"{self.atoms_per_second.mean:,.0f}",
+            "–" if self.reduced_energy is None else str(self.reduced_energy),
+            "–" if self.reduced_forces is None else str(self.reduced_forces),
         )
 
 
@@ -89,6 +99,24 @@ class Report:
     rows: tuple[Row, ...]
     resamples: int
     differences: tuple[tuple[str, str], ...] = ()  #: student → in what its config differs from the baseline's
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Which of `COLUMNS` the table has, in order: none of forces where no structure has forces, and either gaps or reductions."""
+        reduced = any(row.reduced_energy is not None for row in self.rows)
+        forces = not all(math.isnan(row.metrics["forces_mae"].mean) for row in self.rows)
+        order = (0, 1, 2, 3, *((8, 9) if reduced else (4, 5)), 6, 7)
+        return tuple(i for i in order if forces or "force" not in COLUMNS[i][0])
+
+    @property
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """Name and unit of each column of the table."""
+        return tuple(COLUMNS[i] for i in self.shown)
+
+    @property
+    def lines(self) -> tuple[tuple[str, ...], ...]:
+        """Cells of each row of the table, in the order of `columns`."""
+        return tuple(tuple(row.cells()[i] for i in self.shown) for row in self.rows)
 
     @property
     def caption(self) -> str:
@@ -105,6 +133,13 @@ class Report:
                 f" Gap closed = 100 · (MAE of '{baseline.title}' − MAE) / (MAE of '{baseline.title}' − MAE of teacher); "
                 f"95 % interval from {self.resamples} paired resamples of {over}."
             )
+        if any(row.reduced_energy is not None for row in self.rows):
+            over = "structures and seeds" if seeds > 1 else "structures"
+            baseline = next(row for row in self.rows if row.role == "student")
+            text += (
+                f" MAE reduced = 100 · (MAE of '{baseline.title}' − MAE) / MAE of '{baseline.title}'; 95 % interval from {self.resamples} "
+                f"paired resamples of {over}."
+            )
         return text + "".join(f" Warning ({name}): {warning}" for name, warning in self.notes("warnings"))
 
     def notes(self, kind: str) -> Iterator[tuple[str, str]]:
@@ -118,17 +153,17 @@ class Report:
         from rich.table import Table
 
         table = Table(title=str(self.root), caption=self.caption, caption_justify="left", title_justify="left")
-        for i, (name, unit) in enumerate(COLUMNS):
+        for i, (name, unit) in enumerate(self.columns):
             table.add_column(f"{name}\n{unit}".strip(), justify="left" if i == 0 else "right", no_wrap=i != 0)
-        for row in self.rows:
-            table.add_row(*row.cells(), style="bold" if row.role == "teacher" else None)
+        for row, cells in zip(self.rows, self.lines, strict=True):
+            table.add_row(*cells, style="bold" if row.role == "teacher" else None)
         return table
 
     def markdown(self) -> str:
         """A Markdown table with its caption."""
-        header = [f"{name} [{unit}]" if unit not in ("", "1") else name for name, unit in COLUMNS]
-        lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(COLUMNS) - 1)]) + "|"]
-        lines += ["| " + " | ".join(row.cells()) + " |" for row in self.rows]
+        header = [f"{name} [{unit}]" if unit not in ("", "1") else name for name, unit in self.columns]
+        lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"]
+        lines += ["| " + " | ".join(cells) + " |" for cells in self.lines]
         lines += ["", self.caption]
         if self.differences:
             lines += ["", "Other than in the baseline:", "", *(f"- {title}: {what}" for title, what in self.differences)]
@@ -136,8 +171,8 @@ class Report:
 
     def text(self) -> str:
         """Plain text in aligned columns, for logs."""
-        cells = [[name for name, _ in COLUMNS], [unit for _, unit in COLUMNS], *(list(row.cells()) for row in self.rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+        cells = [[name for name, _ in self.columns], [unit for _, unit in self.columns], *(list(line) for line in self.lines)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(self.columns))]
         lines = [
             "  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
             for line in cells
@@ -228,25 +263,40 @@ def make_rows(runs: Sequence[Run], resamples: int) -> list[Row]:
     for run in runs:
         groups.setdefault(f"{run.summary.role}/{run.summary.name}", []).append(run)
     errors = {key: (energy_errors(group), forces_errors(group)) for key, group in groups.items()}
+    if len({forces is None for _, forces in errors.values()}) > 1:
+        raise DataError("some runs were tested on energies alone and others on forces too, so they cannot be compared; evaluate one anew")
     teacher = next((key for key, group in groups.items() if group[0].summary.role == "teacher"), None)
     baseline = next((key for key, group in groups.items() if group[0].summary.role == "student"), None)
     rows = []
     for key, group in groups.items():
-        gaps: tuple[Gap | None, Gap | None] = (None, None)
-        if teacher is not None and baseline is not None and key not in (teacher, baseline) and group[0].summary.role == "student":
-            gaps = _gaps(errors[baseline], errors[key], errors[teacher], resamples)
-        rows.append(_row(group, gaps))
+        gaps: _Gaps = (None, None)
+        reduced: _Gaps = (None, None)
+        if baseline is not None and key not in (teacher, baseline) and group[0].summary.role == "student":
+            if teacher is not None:
+                gaps = _gaps(errors[baseline], errors[key], errors[teacher], resamples)
+            else:
+                reduced = _reduced(errors[baseline], errors[key], resamples)
+        rows.append(_row(group, gaps, reduced))
     return rows
 
 
-def _gaps(
-    student: tuple[Errors, Errors], distilled: tuple[Errors, Errors], teacher: tuple[Errors, Errors], resamples: int
-) -> tuple[Gap, Gap]:
-    energy, forces = (gap_closed(student[i], distilled[i], teacher[i], resamples=resamples) for i in range(2))
+def _gaps(student: _Both, distilled: _Both, teacher: _Both, resamples: int) -> _Gaps:
+    energy, forces = (
+        None if one is None or two is None or three is None else gap_closed(one, two, three, resamples=resamples)
+        for one, two, three in zip(student, distilled, teacher, strict=True)
+    )
     return energy, forces
 
 
-def _row(group: Sequence[Run], gaps: tuple[Gap | None, Gap | None]) -> Row:
+def _reduced(baseline: _Both, other: _Both, resamples: int) -> _Gaps:
+    energy, forces = (
+        None if one is None or two is None else error_reduced(one, two, resamples=resamples)
+        for one, two in zip(baseline, other, strict=True)
+    )
+    return energy, forces
+
+
+def _row(group: Sequence[Run], gaps: _Gaps, reduced: _Gaps) -> Row:
     first = group[0].summary
     tests = [run.summary.test.asdict() for run in group]
     return Row(
@@ -259,6 +309,8 @@ def _row(group: Sequence[Run], gaps: tuple[Gap | None, Gap | None]) -> Row:
         gap_forces=gaps[1],
         parameters=first.parameters,
         atoms_per_second=Spread(*mean_std([run.summary.atoms_per_second for run in group])),
+        reduced_energy=reduced[0],
+        reduced_forces=reduced[1],
     )
 
 
@@ -276,7 +328,7 @@ def _csv_rows(runs: Sequence[Run]) -> list[list[str]]:
 
 def _table_rows(rows: Sequence[Row]) -> list[list[str]]:
     """The table as numbers, with a units row; empty where there is none."""
-    gaps = [f"gap_{what}{end}" for what in ("energy", "forces") for end in ("", "_low", "_high")]
+    gaps = [f"{kind}_{what}{end}" for kind in ("gap", "reduced") for what in ("energy", "forces") for end in ("", "_low", "_high")]
     errors = [f"{name}{end}" for name in METRIC_UNITS for end in ("", "_std")]
     names = ["title", "role", "seeds", *errors, *gaps, "parameters", "atoms_per_second"]
     units = ["", "", "", *(unit for unit in METRIC_UNITS.values() for _ in range(2)), *["%"] * len(gaps), "1", "1/s"]
@@ -284,7 +336,7 @@ def _table_rows(rows: Sequence[Row]) -> list[list[str]]:
     for row in rows:
         spreads = [number(value) for name in METRIC_UNITS for value in (row.metrics[name].mean, row.metrics[name].std)]
         seeds = " ".join(map(str, row.seeds))
-        shown = gap_numbers(row.gap_energy, row.gap_forces)
+        shown = gap_numbers(row.gap_energy, row.gap_forces, row.reduced_energy, row.reduced_forces)
         lines.append([row.title or row.name, row.role, seeds, *spreads, *shown, str(row.parameters), number(row.atoms_per_second.mean)])
     return [names, units, *lines]
 
@@ -297,65 +349,3 @@ def gap_numbers(*gaps: Gap | None) -> list[str]:
 def number(value: float) -> str:
     """For CSV; empty for NaN."""
     return "" if math.isnan(value) else f"{value:.10g}"
-
-
-def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``fastkd report``."""
-    parser.add_argument("run", nargs="+", type=Path, help="folder of a run or of a comparison; several make one report (--out)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report (default: the run's, if there is one)")
-    parser.add_argument(
-        "--baseline",
-        default="",
-        metavar="NAME",
-        help="student that 'gap closed' is measured from: title, name or folder (default: the first arm; of several folders the first not distilled)",
-    )
-    parser.add_argument(
-        "--teacher",
-        default="",
-        metavar="NAME",
-        help="teacher that it is measured to: title, file, or folder of any finished run (default: the only one)",
-    )
-    parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="resamples for the interval of 'gap closed' (default 1000)"
-    )
-    parser.add_argument("--html", action=argparse.BooleanOptionalAction, default=True, help="write report.html (default yes)")
-    parser.add_argument(
-        "--format",
-        choices=("table", "text", "markdown"),
-        default="table",
-        help="what is printed: a table for the terminal, plain text, or Markdown",
-    )
-
-
-def run_report(arguments: argparse.Namespace) -> int:
-    """Do what ``fastkd report`` was asked; returns the exit code.
-
-    Raises:
-        UserError: as `build_report`; the command line prints it and exits with 2.
-    """
-    from rich.console import Console
-
-    console = Console()
-    if arguments.bootstrap < 1:
-        raise CheckpointError(f"--bootstrap must be at least 1, got {arguments.bootstrap}")
-    folders, out = arguments.run, arguments.out
-    if out is None and len(folders) > 1:
-        raise CheckpointError("several folders make one report, which needs a folder of its own; name it by --out DIR")
-    if out is None and not (arguments.baseline or arguments.teacher):
-        report = build_report(folders[0], resamples=arguments.bootstrap, html=arguments.html)
-    else:
-        report = build_joint_report(
-            folders,
-            out or folders[0],
-            baseline=arguments.baseline,
-            teacher=arguments.teacher,
-            resamples=arguments.bootstrap,
-            html=arguments.html,
-        )
-    if arguments.format == "table":
-        console.print(report.table())
-    else:
-        console.print(report.text() if arguments.format == "text" else report.markdown(), markup=False, highlight=False, soft_wrap=True)
-    if arguments.html:
-        console.print(f"report: {report.root / HTML}", markup=False, highlight=False, soft_wrap=True)
-    return 0

@@ -55,10 +55,21 @@ class Predictions:
     natoms: NDArray[np.int64]  #: [n_structures]
     energy: NDArray[np.float64]  #: [n_structures] eV
     energy_pred: NDArray[np.float64]  #: [n_structures] eV
-    forces: NDArray[np.floating[Any]]  #: [n_atoms, 3] eV/Å
-    forces_pred: NDArray[np.floating[Any]]  #: [n_atoms, 3] eV/Å
+    forces: NDArray[np.floating[Any]] | None = None  #: [n_atoms, 3] eV/Å; None where the structures have energies alone
+    forces_pred: NDArray[np.floating[Any]] | None = None  #: [n_atoms, 3] eV/Å; None like ``forces``
     atomic_numbers: NDArray[np.int64] | None = None  #: [n_atoms]
     free: NDArray[np.bool_] | None = None  #: [n_atoms], whose forces count; None: all
+
+    @property
+    def both_forces(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Labels and predictions of forces in float64, each [n_atoms, 3] eV/Å.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.forces is None or self.forces_pred is None:
+            raise ValueError("there are no forces")
+        return self.forces.astype(np.float64), self.forces_pred.astype(np.float64)
 
     def metrics(self) -> Metrics:
         """Errors over all structures; those of forces over free atoms."""
@@ -88,7 +99,9 @@ class Predictions:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} cannot be read as predictions ({error}); evaluate the run again") from None
         names = {item.name for item in fields(cls)}
-        missing = names - {"atomic_numbers", "free"} - set(arrays)
+        missing = names - {"atomic_numbers", "free", "forces", "forces_pred"} - set(arrays)
+        if {"forces", "forces_pred"} & set(arrays):
+            missing |= {"forces", "forces_pred"} - set(arrays)
         if missing:
             raise DataError(f"{path} lacks {', '.join(sorted(missing))}; it was not written by this version of fastkd")
         predictions = cls(**{name: value for name, value in arrays.items() if name in names})
@@ -97,7 +110,8 @@ class Predictions:
 
     def _check(self, path: Path) -> None:
         structures, atoms = self.natoms.shape, (int(self.natoms.sum()), 3)
-        shapes = {"structure_index": structures, "energy": structures, "energy_pred": structures, "forces": atoms, "forces_pred": atoms}
+        shapes = {"structure_index": structures, "energy": structures, "energy_pred": structures}
+        shapes |= {name: atoms for name in ("forces", "forces_pred") if getattr(self, name) is not None}
         shapes |= {name: atoms[:1] for name in ("atomic_numbers", "free") if getattr(self, name) is not None}
         for name, shape in shapes.items():
             value = getattr(self, name)

@@ -53,7 +53,8 @@ class NeighborGraph:
 class Batch:
     """Structures laid end to end. Floating tensors share one dtype, except ``energy``, which is always float64: totals are large.
 
-    ``labelled`` tells which graphs have an energy and forces; entries of ``energy`` and ``forces`` of the others are 0 and mean nothing.
+    ``labelled`` tells which graphs have an energy, and `with_forces` which of these have forces too; entries of ``energy`` and ``forces`` of
+    the others are 0 and mean nothing.
     """
 
     atomic_numbers: Tensor  #: [n_atoms] int64
@@ -71,6 +72,7 @@ class Batch:
     tags: Tensor | None = None  #: [n_atoms] int64, 0 below the surface, 1 surface, 2 adsorbate (OC20); None: all 1
     fixed: Tensor | None = None  #: [n_atoms] bool, atoms that are held in place, if the data says so
     weight: Tensor | None = None  #: [n_graphs], of each structure in every loss; None: all 1
+    force_labels: Tensor | None = None  #: [n_graphs] bool, graphs with labelled forces; None: all that are ``labelled``
     hessian_rows: Tensor | None = None  #: [s, n_graphs] int64, rows of the Hessian that a step looks at, 3 · atom + axis; −1 for none
 
     @property
@@ -80,6 +82,11 @@ class Batch:
     @property
     def num_atoms(self) -> int:
         return self.atomic_numbers.shape[0]
+
+    @property
+    def with_forces(self) -> Tensor:
+        """Graphs whose forces are labels, [n_graphs] bool: all of ``labelled``, unless some of these have an energy alone."""
+        return self.labelled if self.force_labels is None else self.force_labels
 
     @property
     def free(self) -> Tensor | None:

@@ -58,7 +58,7 @@ class Pieces:
     index: int  #: in its data set
     structure: Structure
     graphs: dict[float, LocalGraph]  #: by cutoff, Å
-    labelled: bool
+    labelled: bool  #: whether its labels are seen: an energy, and forces if it has any
 
     @classmethod
     def of(cls, structure: Structure, index: int, cutoffs: Sequence[float], *, labelled: bool = True) -> Pieces:
@@ -91,8 +91,8 @@ class Pieces:
 
 
 def has_labels(structure: Structure) -> bool:
-    """Whether energy and forces are both there."""
-    return bool(np.isfinite(structure.energy)) and structure.forces is not None
+    """Whether it has an energy; forces may be missing, and then it is labelled by its energy alone."""
+    return bool(np.isfinite(structure.energy))
 
 
 def collate(pieces: Sequence[Pieces], dtype: torch.dtype = torch.float32) -> Batch:
@@ -110,6 +110,7 @@ def collate(pieces: Sequence[Pieces], dtype: torch.dtype = torch.float32) -> Bat
     atom_ptr = np.zeros(len(pieces) + 1, dtype=np.int64)
     np.cumsum(atoms, out=atom_ptr[1:])
     labelled = np.array([piece.labelled for piece in pieces])
+    with_forces = labelled & np.array([s.forces is not None for s in structures])
     energy = [float(s.energy) if known else 0.0 for s, known in zip(structures, labelled, strict=True)]
     forces: list[Floats] = [
         s.forces if known and s.forces is not None else np.zeros((s.num_atoms, 3), np.float32)
@@ -130,6 +131,7 @@ def collate(pieces: Sequence[Pieces], dtype: torch.dtype = torch.float32) -> Bat
         bonds=_bonds(pieces, atom_ptr),
         tags=_per_atom([s.tags for s in structures], atoms, DEFAULT_TAG, np.int64),
         fixed=_per_atom([s.fixed for s in structures], atoms, False, np.bool_),
+        force_labels=None if (with_forces == labelled).all() else torch.from_numpy(with_forces),
     )
 
 

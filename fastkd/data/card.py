@@ -68,7 +68,12 @@ class DataCard:
 
 
 def make_card(
-    data: DataFile, selection: Selection | None = None, references: References | None = None, cutoffs: tuple[float, ...] = (5.0,)
+    data: DataFile,
+    selection: Selection | None = None,
+    references: References | None = None,
+    cutoffs: tuple[float, ...] = (5.0,),
+    *,
+    forces: bool | None = None,
 ) -> DataCard:
     """Describe a file, or what a run has chosen of it.
 
@@ -77,6 +82,7 @@ def make_card(
         selection: what a run uses; None describes the splits of the whole file.
         references: subtracted before energies are described; None fits them to the described structures with labels.
         cutoffs: for which to count neighbours, Å.
+        forces: whether a structure without forces counts as unlabelled; None: unless the file has energies alone.
     """
     groups = _groups(data, selection)
     used = np.unique(np.concatenate(list(groups.values()))) if groups else np.arange(0)
@@ -91,6 +97,7 @@ def make_card(
         "structures": f"{len(data):,} in the file, {len(used):,} used" if selection else f"{len(data):,}",
         "level of theory": data.level_of_theory or "not stated",
         "units": "energy eV, length Å, forces eV/Å",
+        "labels": _labels(data, used),
         "systems": _systems(data.systems[used]),
         "elements": ", ".join(chemical_symbols[number] for number in sorted(elements(data, used))) or "none",
         "atoms": _range(np.diff(data.atom_ptr)[used]),
@@ -102,9 +109,13 @@ def make_card(
     }
     if len(everything) < len(used):
         facts["statistics"] = f"of energies and forces: from at most {MAX_STRUCTURES:,} structures of each split, evenly spaced"
+    # a file of energies lacks nothing; one without any label lacks both
+    on_energies = len(data.missing_labels()) == len(data) > len(data.missing_labels(forces=False))
+    with_forces = not on_energies if forces is None else forces
     missing = np.zeros(len(data), dtype=bool)
-    missing[data.missing_labels()] = True
-    warnings = _warnings(data, missing[used], looked_at, structures)
+    missing[data.missing_labels(forces=with_forces)] = True
+    lacking = "energy or forces" if with_forces else "energy"
+    warnings = _warnings(data, int(missing[used].sum()), lacking, looked_at, structures)
     for cutoff in cutoffs:
         facts[f"neighbours in {cutoff:g} Å"], alone = _neighbors(chosen, cutoff)
         if alone:
@@ -116,6 +127,12 @@ def make_card(
         counts = {"structures": len(indices), "atoms": int(np.diff(data.atom_ptr)[indices].sum()), "labels": int((~missing[indices]).sum())}
         rows.append(_split_row(name, counts, [structures[i] for i in looked_at[name].tolist()], references))
     return DataCard(f"Data: {data.path.name}", facts, rows, warnings)
+
+
+def _labels(data: DataFile, used: Ints) -> str:
+    without = {key: np.isin(used, data.missing_labels(forces=key == "forces")).sum() for key in ("energy", "forces")}
+    energies, forces = (len(used) - int(without[key]) for key in ("energy", "forces"))
+    return f"{energies:,} energies, {f'{forces:,} of them with forces' if forces else 'no forces'}"
 
 
 def _extras(data: DataFile, used: Ints) -> dict[str, str]:
@@ -168,14 +185,14 @@ def _split_row(name: str, counts: dict[str, int], structures: list[Structure], r
     }
 
 
-def _warnings(data: DataFile, missing: npt.NDArray[np.bool_], groups: dict[str, Ints], structures: dict[int, Structure]) -> list[str]:
+def _warnings(data: DataFile, missing: int, lacking: str, groups: dict[str, Ints], structures: dict[int, Structure]) -> list[str]:
     warnings = []
     if not data.level_of_theory:
         warnings.append(
             "the file does not state its level of theory; convert again with --level-of-theory, so that nobody mixes it with another"
         )
-    if missing.any():
-        warnings.append(f"{_have(int(missing.sum()))} no energy or forces")
+    if missing:
+        warnings.append(f"{_have(missing)} no {lacking}")
     large = [i for i, s in structures.items() if s.forces is not None and np.abs(s.forces).max() > LARGE_FORCE]
     if large:
         warnings.append(f"{_have(len(large))} forces above {LARGE_FORCE:g} eV/Å (first: number {large[0]}); check the unit")

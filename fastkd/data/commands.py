@@ -75,6 +75,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="as stored; float32 keeps 1e-6 Å (default: %(default)s)",
     )
+    parser.add_argument(
+        "--no-forces", action="store_true", help="the labels are energies alone: leave forces away, if there are any (loss.forces_weight=0)"
+    )
     parser.add_argument("--allow-missing-labels", action="store_true", help="keep structures that lack an energy or forces")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.h5 if it exists")
 
@@ -99,6 +102,7 @@ def run_convert(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             positions_dtype=args.positions_dtype,
             allow_missing_labels=args.allow_missing_labels,
+            forces=not args.no_forces,
             progress=progress,
         )
     print(_summary(args.out, report))

@@ -218,13 +218,15 @@ class DataFile:
             }
             found[index] = _structure({name: array[place[FIELDS[name].per]] for name, array in arrays.items()})
 
-    def missing_labels(self) -> Ints:
-        """Numbers of the structures whose energy or forces are missing or NaN."""
+    def missing_labels(self, *, forces: bool = True) -> Ints:
+        """Numbers of the structures whose energy or forces are missing or NaN; without ``forces`` an energy is enough."""
         missing = np.zeros(len(self), dtype=bool)
-        if not {"energy", "forces"} <= set(self.fields):
+        wanted = {"energy", "forces"} if forces else {"energy"}
+        if not wanted <= set(self.fields):
             missing[:] = True
-        else:
-            missing |= ~np.isfinite(self.rows("energy"))
+            return np.flatnonzero(missing).astype(np.int64)
+        missing |= ~np.isfinite(self.rows("energy"))
+        if forces:
             for first in range(0, int(self.atom_ptr[-1]), BLOCK_ROWS):
                 rows = self.rows("forces", slice(first, first + BLOCK_ROWS))
                 bad = first + np.flatnonzero(~np.isfinite(rows).all(axis=1))

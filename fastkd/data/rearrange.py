@@ -1,4 +1,4 @@
-"""Batches out of a batch: copies of all of its structures."""
+"""Batches out of a batch: some of its structures, or copies of all of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,52 @@ from torch import Tensor
 
 from fastkd.data.batch import Batch, NeighborGraph
 
-_PER_ATOM = ("atomic_numbers", "positions", "forces", "tags", "fixed")
-_PER_STRUCTURE = ("cell", "pbc", "energy", "labelled", "structure_index", "weight")
+#: Fields of a batch by what their rows are.
+PER_ATOM = ("atomic_numbers", "positions", "forces", "tags", "fixed")
+PER_STRUCTURE = ("cell", "pbc", "energy", "labelled", "force_labels", "structure_index", "weight")
+
+
+def select_structures(batch: Batch, chosen: Tensor) -> Batch:
+    """Some structures of a batch as a batch of their own, with the same neighbours.
+
+    Args:
+        batch: of n structures.
+        chosen: [n] bool.
+    """
+    atom = chosen[batch.graph_index]
+    number = atom.cumsum(0) - 1  # of each chosen atom in the new batch
+    counts = batch.atom_ptr.diff()[chosen]
+    changed: dict[str, Tensor] = {}
+    for name in (*PER_ATOM, *PER_STRUCTURE):
+        value = getattr(batch, name)
+        if value is not None:
+            changed[name] = value[atom if name in PER_ATOM else chosen]
+    if batch.hessian_rows is not None:
+        rows = batch.hessian_rows[:, chosen]
+        moved = _pointer(counts)[:-1] - batch.atom_ptr[:-1][chosen]
+        changed["hessian_rows"] = torch.where(rows >= 0, rows + 3 * moved, -1)
+    bonds = batch.bonds
+    graphs = {}
+    for cutoff, graph in batch.graphs.items():
+        csr, kept = graph.csr, atom[graph.csr.edge_dst]
+        # numbers of pairs and edges that are left
+        pairs, pair = torch.unique(graph.pair[kept], return_inverse=True)
+        edge = kept.cumsum(0) - 1
+        graphs[cutoff] = replace(
+            graph,
+            csr=type(csr).from_edges(number[csr.edge_src[kept]], number[csr.edge_dst[kept]], int(counts.sum())),
+            edge_shift=graph.edge_shift[kept],
+            pair=pair,
+            pair_edge=edge[graph.pair_edge[pairs]],
+        )
+    return replace(
+        batch,
+        atom_ptr=_pointer(counts),
+        graph_index=torch.repeat_interleave(counts),
+        bonds=None if bonds is None else number[bonds[:, atom[bonds[0]]]],
+        graphs=graphs,
+        **changed,
+    )
 
 
 def repeat_structures(batch: Batch, times: int) -> Batch:
@@ -21,7 +65,7 @@ def repeat_structures(batch: Batch, times: int) -> Batch:
     """
     atoms, graphs = batch.num_atoms, batch.num_graphs
     changed: dict[str, Tensor] = {}
-    for name in (*_PER_ATOM, *_PER_STRUCTURE):
+    for name in (*PER_ATOM, *PER_STRUCTURE):
         value = getattr(batch, name)
         if value is not None:
             changed[name] = value.repeat(times, *(1,) * (value.dim() - 1))
@@ -68,3 +112,8 @@ def _pointers(pointer: Tensor, times: int) -> Tensor:
     """Where each part begins, and where the last ends."""
     starts = pointer[:-1].unsqueeze(0) + pointer[-1] * torch.arange(times, device=pointer.device).unsqueeze(1)
     return torch.cat([starts.flatten(), times * pointer[-1:]])
+
+
+def _pointer(counts: Tensor) -> Tensor:
+    """[n + 1], where each of n parts of some sizes begins, and where the last ends."""
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))

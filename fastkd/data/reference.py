@@ -108,6 +108,22 @@ def _given(setting: Mapping[str, float], known: npt.NDArray[np.bool_]) -> Floats
     return energies
 
 
+def energy_spread(energy: Floats, counts: Floats, references: References) -> float:
+    """√⟨(E − E₀)² / n⟩ in eV, the scale of the energies of single atoms where there are no forces to tell it (1 where E₀ says it all).
+
+    That of n independent atoms, whose sum varies by √n times as much as each of them: this project's choice.
+
+    Args:
+        energy: total energies of labelled structures, [n] eV.
+        counts: their compositions, [n, 119].
+        references: E₀ of each element.
+    """
+    if not len(energy):
+        return 1.0
+    spread = float(np.sqrt(np.mean(np.square(energy - counts @ references.energies) / counts.sum(axis=1))))
+    return spread if spread > 1e-6 else 1.0
+
+
 def force_rms(structures: Sequence[Structure], *, free_atoms: bool = True) -> float:
     """Root mean square of force components, eV/Å: the scale of energies that a network should work in (1 where there are no forces).
 

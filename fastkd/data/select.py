@@ -59,29 +59,31 @@ def open_data_file(path: str) -> DataFile:
     return data
 
 
-def select(data: DataFile, config: DataConfig, seed: int) -> Selection:
+def select(data: DataFile, config: DataConfig, seed: int, *, forces: bool = True) -> Selection:
     """Choose structures as the config says; the same seed chooses the same, whatever else changes.
+
+    Labels are an energy and forces, or without ``forces`` an energy alone, whether or not there are forces beside it.
 
     The first ``labelled`` structures of a random order of the training split have labels, the next ``unlabelled`` are used without: a run
     with more structures contains those of a run with fewer.
 
     Raises:
         DataError: if a split or system is empty or unknown, labels are missing, or elements are tested that were never trained on.
-        ConfigError: if more structures are asked for than there are.
+        ConfigError: if more structures are asked for than there are, or none of a split has forces and they are wanted.
     """
     systems = _in_systems(data, config)
     missing = np.zeros(len(data), dtype=bool)
-    missing[data.missing_labels()] = True
+    missing[data.missing_labels(forces=forces)] = True
     val = _thinned(_split(data, config.val_split, "data.val_split", systems), config.val_size)
     test = _thinned(_split(data, config.test_split, "data.test_split", systems), config.test_size)
     for name, indices in (("val", val), ("test", test)):
-        _refuse_missing(data, indices[missing[indices]], f"the {name} split")
+        _refuse_missing(data, indices, missing, f"the {name} split", forces=forces)
 
     train = _split(data, config.train_split, "data.train_split", systems)
     if config.allow_missing_labels:
         with_labels, without = train[~missing[train]], train[missing[train]]
     else:
-        _refuse_missing(data, train[missing[train]], "the training split")
+        _refuse_missing(data, train, missing, "the training split", forces=forces)
         with_labels, without = train, train[:0]
     order = np.random.default_rng([seed, 0]).permutation(with_labels)
     labelled = order[: config.labelled] if config.labelled else order
@@ -92,6 +94,8 @@ def select(data: DataFile, config: DataConfig, seed: int) -> Selection:
             f"{len(without)} without labels in split {config.train_split!r} of {data.path}. Ask for fewer."
         )
     if not len(labelled) and not config.unlabelled:
+        if forces and len(without) and _on_energies(data, without):
+            _refuse_missing(data, train, missing, "the training split", forces=forces)
         raise DataError(
             f"{data.path}: split {config.train_split!r} has no structure with labels. Label some, or give a teacher and data.unlabelled."
         )
@@ -125,13 +129,26 @@ def _thinned(indices: Ints, size: int) -> Ints:
     return indices[np.linspace(0, len(indices) - 1, size).round().astype(np.int64)]
 
 
-def _refuse_missing(data: DataFile, missing: Ints, where: str) -> None:
-    if len(missing):
-        shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
-        raise DataError(
-            f"{data.path}: {len(missing)} structures of {where} have no energy or forces, or NaN (numbers {shown}). Remove or label them; "
-            "training structures may stay without with data.allow_missing_labels=true."
+def _refuse_missing(data: DataFile, indices: Ints, missing: npt.NDArray[np.bool_], where: str, *, forces: bool) -> None:
+    bad = indices[missing[indices]]
+    if not len(bad):
+        return
+    if forces and len(bad) == len(indices) and _on_energies(data, indices):
+        raise ConfigError(
+            f"{data.path}: the structures of {where} have energies and no forces, which loss.forces_weight > 0 is for; set "
+            "loss.forces_weight=0 to train on energies alone, or label them (fastkd label)."
         )
+    shown = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
+    mend = " Without forces they are labels with loss.forces_weight=0." if forces and _on_energies(data, bad) else ""
+    raise DataError(
+        f"{data.path}: {len(bad)} structures of {where} have no energy{' or forces' if forces else ''}, or NaN (numbers {shown}). Remove or "
+        f"label them; training structures may stay without with data.allow_missing_labels=true.{mend}"
+    )
+
+
+def _on_energies(data: DataFile, indices: Ints) -> bool:
+    """Whether structures that lack a label lack nothing but forces."""
+    return not np.isin(indices, data.missing_labels(forces=False)).any()
 
 
 def _refuse_new_elements(data: DataFile, chosen: Selection) -> None:

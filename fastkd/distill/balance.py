@@ -41,7 +41,7 @@ class ValidationErrors:
     """Of one model on the validation structures."""
 
     energy: float  #: eV/atom
-    forces: float  #: eV/Å, per component
+    forces: float  #: eV/Å, per component; NaN where the structures have no forces
     score: float  #: a_E · MAE(E) + a_F · MAE(F), what chooses the best step
 
     def text(self, name: str) -> str:

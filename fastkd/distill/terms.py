@@ -173,6 +173,11 @@ class Terms(nn.Module):
         """Whether positions have to require a gradient."""
         return any(term.exact for term in self._hessian)
 
+    @property
+    def wants_forces(self) -> bool:
+        """Whether a term compares the student's forces, or differentiates them."""
+        return "forces" in self.needs or self.differentiates_forces
+
     def teacher_batch(self, batch: Batch, step: int) -> Batch:
         """What the teacher is to be asked about: the batch, with the rows of Hessians that this step looks at where a term needs any."""
         if not self._hessian:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastkd.config import Config
-from fastkd.config_caches import check_cache_files
+from fastkd.config_checks import check_cache_files
 from fastkd.config_loading import arm_config, load_config
 from fastkd.engine.setup import Workbench, build_cache_of
 from fastkd.engine.sources import MOVING

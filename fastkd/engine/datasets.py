@@ -18,7 +18,7 @@ from fastkd.data.card import make_card
 from fastkd.data.dataset import StructureDataset
 from fastkd.data.mixture import JoinedFiles, mixing_weights
 from fastkd.data.reader import DataFile
-from fastkd.data.reference import References, compositions, fit_reference, force_rms, make_references
+from fastkd.data.reference import References, compositions, energy_spread, fit_reference, force_rms, make_references
 from fastkd.data.sampler import BatchSampler, Caps
 from fastkd.data.select import elements, select
 from fastkd.errors import ConfigError, DataError
@@ -80,7 +80,7 @@ class RunData:
             raise DataError(
                 f"{file.path} has no bonds, which model.local=bonds asks for; add them (docs/file-format.md), or set model.local=covalent"
             )
-        self.selection = select(file, config.data, config.run.seed)
+        self.selection = select(file, config.data, config.run.seed, forces=config.loss.forces_weight > 0)
         #: numbers of synthetic structures in `training`
         self.synthetic: np.ndarray[Any, np.dtype[np.int64]] = np.arange(0, dtype=np.int64)
         self.source: DataFile | JoinedFiles = file
@@ -92,13 +92,22 @@ class RunData:
         labelled = file.read(self.selection.labelled)
         energy = np.array([structure.energy for structure in labelled], dtype=np.float64)
         self.references: References = make_references(config.data.reference_energies, labelled, energy, str(file.path))
-        self.energy_scale = force_rms(labelled, free_atoms=config.loss.train_on_free_atoms)
         self._counts, self._energy = compositions(labelled), energy
+        self.energy_scale = (
+            force_rms(labelled, free_atoms=config.loss.train_on_free_atoms)
+            if any(structure.forces is not None for structure in labelled)
+            else energy_spread(energy, self._counts, self.references)
+        )
 
     @property
     def hash(self) -> str:
         """Content hash of the file, or of both with synthetic structures."""
         return self.source.content_hash
+
+    @cached_property
+    def lacks_forces(self) -> bool:
+        """Whether a training structure has no forces to look at, or may not show them."""
+        return bool(len(self.selection.unlabelled)) or bool(np.isin(self.selection.labelled, self.file.missing_labels()).any())
 
     @property
     def training(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -113,7 +122,7 @@ class RunData:
         return np.concatenate([own, other]).astype(np.int64)
 
     def _check_synthetic(self, synthetic: DataFile) -> None:
-        if not len(synthetic) or len(synthetic.missing_labels()):
+        if not len(synthetic) or len(synthetic.missing_labels(forces=self.config.loss.forces_weight > 0)):
             raise DataError(f"{synthetic.path} (augment.synthetic) must hold structures, all with labels; make it with fastkd synthesize")
         if (synthetic.bond_ptr is None) != (self.file.bond_ptr is None):
             raise DataError(f"of {synthetic.path} (augment.synthetic) and {self.file.path} only one has bonds; give them to both, or none")
@@ -127,7 +136,9 @@ class RunData:
     @cached_property
     def card(self) -> str:
         """The data card of what this run uses."""
-        return make_card(self.file, self.selection, self.references, (self.config.model.cutoff,)).text()
+        return make_card(
+            self.file, self.selection, self.references, (self.config.model.cutoff,), forces=self.config.loss.forces_weight > 0
+        ).text()
 
     def dataset(self, *cutoffs: float) -> StructureDataset:
         """Structures with neighbour graphs of some cutoffs; labels of the unlabelled ones are hidden."""

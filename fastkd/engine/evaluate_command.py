@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 import numpy as np
 import torch
@@ -100,7 +101,9 @@ def _table(metrics: Metrics, predictions: Predictions, rate: float, title: str) 
     for name in ("error", "value", "unit"):
         table.add_column(name, justify="right" if name == "value" else "left")
     for name, key, factor, unit in _ROWS:
-        table.add_row(name, f"{factor * getattr(metrics, key):.4g}", unit)
+        value = getattr(metrics, key)
+        if not math.isnan(value):
+            table.add_row(name, f"{factor * value:.4g}", unit)
     table.add_section()
     table.add_row("structures", f"{len(predictions.natoms):,}", "")
     table.add_row("atoms", f"{int(predictions.natoms.sum()):,}", "")

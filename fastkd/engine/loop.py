@@ -21,7 +21,7 @@ from fastkd.analysis.runs import CurveWriter
 from fastkd.config import Config, LossConfig
 from fastkd.data.batch import Batch
 from fastkd.distill import CollapseWatch, ValidationErrors
-from fastkd.engine.evaluate import predict
+from fastkd.engine.evaluate import have_forces, predict
 from fastkd.engine.progress import Reporter
 from fastkd.engine.schedule import Schedule
 from fastkd.engine.signals import Interrupted, StopRequest
@@ -85,9 +85,12 @@ class Job:
     watch: PairWatch | None = None  #: looks at distilled layers at every evaluation
     threads: int = 0  #: CPU threads, kept in the checkpoint because sums may round differently with another number
     progress: Progress = field(default_factory=Progress)
+    warnings: list[str] = field(default_factory=list)  #: against the config, for the report
     collapse: CollapseWatch = field(init=False)  #: of mixed layers (lkm)
+    has_forces: bool = field(init=False)  #: whether the validation structures have forces
 
     def __post_init__(self) -> None:
+        self.has_forces = have_forces(self.val_batches)
         self.collapse = CollapseWatch(self.trainee.terms or ())
 
     @property
@@ -185,7 +188,8 @@ def open_curve(job: Job, losses: Sequence[str]) -> CurveWriter:
     terms = job.trainee.terms
     units = {"loss_energy": "eV", "loss_forces": "eV/Å", "loss_total": "1"}
     units |= {f"loss_kd_{name}": unit for name, unit in (terms.units.items() if terms is not None else ())}
-    columns = _FIRST_UNITS | {f"loss_{name}": units.get(f"loss_{name}", "1") for name in losses} | _LAST_UNITS
+    last = {name: unit for name, unit in _LAST_UNITS.items() if job.has_forces or not name.startswith("val_forces")}
+    columns = _FIRST_UNITS | {f"loss_{name}": units.get(f"loss_{name}", "1") for name in losses} | last
     live = live_sources(job.trainee.teacher)
     if live:
         columns |= _TEACHER_UNITS | {f"teacher_{name}_ms": "ms" for name in live if name}
@@ -233,21 +237,25 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
         save_checkpoint(job.folder, "best", progress.step, job.state())
     clock.paused += time.perf_counter() - started
     row = {"step": progress.step, "learning_rate": rate} | {f"loss_{name}": mean for name, mean in zip(names, means, strict=True)}
-    row |= {"val_energy_mae": 1e3 * errors.energy_mae_per_atom, "val_forces_mae": 1e3 * errors.forces_mae}
-    row |= {"val_forces_cosine": errors.forces_cosine, "val_score": score}
+    row |= {"val_energy_mae": 1e3 * errors.energy_mae_per_atom, "val_score": score}
+    if job.has_forces:
+        row |= {"val_forces_mae": 1e3 * errors.forces_mae, "val_forces_cosine": errors.forces_cosine}
     row |= {"atoms_per_second": clock.rate, "data_wait": clock.wait_percent, "seconds": clock.seconds}
     row |= clock.teacher(job.trainee.teacher) | job.collapse.row | weighed | alike
     try:
         curve.append(row)
     except OSError as error:
         raise CheckpointError(cannot_write(curve.path, error)) from error
-    reporter.evaluated(row["val_energy_mae"], row["val_forces_mae"], row.get("teacher_ms"), row.get("teacher_share"), alike)
+    reporter.evaluated(row["val_energy_mae"], row.get("val_forces_mae"), row.get("teacher_ms"), row.get("teacher_share"), alike)
 
 
 def validation_errors(errors: Metrics, loss: LossConfig) -> ValidationErrors:
     """What a run is judged by on the validation structures; the score is what the best step is chosen by."""
     energy = errors.energy_mae_per_atom if loss.per_atom_energy else errors.energy_mae
-    score = loss.energy_weight * energy + loss.forces_weight * errors.forces_mae
+    score = loss.energy_weight * energy
+    if loss.forces_weight:
+        # where forces have no weight there may be none
+        score += loss.forces_weight * errors.forces_mae
     return ValidationErrors(errors.energy_mae_per_atom, errors.forces_mae, score)
 
 

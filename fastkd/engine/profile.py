@@ -166,12 +166,16 @@ class _Profiler:
                 with timer.part("step"):
                     self._step(timed, batch)
                 # forces come out of the same call as energies: what they add is the difference to a call without
-                with timer.part("student energy"):
-                    trainee.student(batch, forces=False)
+                if trainee.wants_forces:
+                    with timer.part("student energy"):
+                        trainee.student(batch, forces=False)
         rows = timer.milliseconds()
         for row, wait in zip(rows, waits, strict=True):
             row["data"] = wait
-            row["student forces"] = row.pop("student") - row["student energy"]
+            if trainee.wants_forces:
+                row["student forces"] = row.pop("student") - row["student energy"]
+            else:
+                row["student energy"] = row.pop("student")
             inside = sum(value for name, value in row.items() if name not in ("step", "data"))
             row["rest"] = row["step"] - inside
             row["step"] += wait
@@ -179,6 +183,8 @@ class _Profiler:
         order = [*FIRST, *terms, *LAST]
         if trainee.teacher is None:
             order.remove("teacher")
+        if not trainee.wants_forces:
+            order.remove("student forces")
         medians = {name: float(np.median([row[name] for row in rows])) for name in order}
         spread = {name: float(np.subtract(*np.quantile([row[name] for row in rows], [0.75, 0.25]))) for name in order}
         return medians, float(np.median([row["step"] for row in rows])), spread

@@ -64,8 +64,9 @@ def tables(found: Profile) -> list[Table]:
     parts = Table(title=f"a step of {found.atoms:.0f} atoms, median of {found.steps} ({where})", title_justify="left")
     for name in ("part", "ms", "%", ""):
         parts.add_column(name, justify="right" if name in ("ms", "%") else "left")
+    meanings = _MEANING if "student forces" in found.parts else _MEANING | {"backward": "of the energy: no forces are computed"}
     for name, ms in found.parts.items():
-        meaning = _MEANING.get(name, "loss of this term, forward")
+        meaning = meanings.get(name, "loss of this term, forward")
         parts.add_row(name, f"{ms:.3f}", f"{100 * ms / found.step:.1f}", meaning)
     parts.add_section()
     parts.add_row("step", f"{found.step:.3f}", "100.0", "medians need not add up")

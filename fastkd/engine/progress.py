@@ -65,13 +65,13 @@ class Reporter:
     def evaluated(
         self,
         energy_mae: float,
-        forces_mae: float,
+        forces_mae: float | None,
         teacher_ms: float | None = None,
         teacher_share: float | None = None,
         alike: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Take note of validation errors (meV/atom, meV/Å), a live teacher's cost and the CKA of watched pairs; every status shows them from now on."""
-        self._note = f" · val {energy_mae:.2f} meV/atom, {forces_mae:.1f} meV/Å"
+        """Take note of validation errors (meV/atom, and meV/Å where there are forces), a live teacher's cost and the CKA of watched pairs; every status shows them from now on."""
+        self._note = f" · val {energy_mae:.2f} meV/atom" + (f", {forces_mae:.1f} meV/Å" if forces_mae is not None else "")
         if teacher_ms is not None:
             self._note += f" · teacher {teacher_ms:.1f} ms/batch ({teacher_share:.0f} % of a step)"
         if alike:

@@ -17,7 +17,7 @@ from fastkd.config import ArmConfig, Config
 from fastkd.config_loading import arm_config, to_tree
 from fastkd.engine.datasets import RunData
 from fastkd.engine.environment import describe_environment
-from fastkd.engine.evaluate import inference_rate, predict
+from fastkd.engine.evaluate import can_test, inference_rate, predict
 from fastkd.engine.folder import is_finished, open_folder, release_folder
 from fastkd.engine.loop import Job, train
 from fastkd.engine.setup import Workbench, prepare
@@ -88,7 +88,7 @@ def _finish(job: Job, data: RunData, name: str, title: str, order: int) -> None:
     """Test the averaged weights of the best step, and write model, predictions and summary (last: it says that all is there)."""
     config, student = job.config, job.trainee.student
     # of the whole run, also of steps after the best one
-    warnings = list(job.collapse.said)
+    warnings = [*job.warnings, *job.collapse.said]
     weighting = list(job.trainee.balance.said) if job.trainee.balance is not None else []
     best = load_checkpoint(job.folder, "best")
     job.restore(best)
@@ -137,7 +137,7 @@ def provenance(config: Config, data: RunData, metrics: Metrics, step: int) -> di
         "config": to_tree(config),
         "data_hash": data.hash,
         "step": step,
-        "test": metrics.asdict(),
+        "test": metrics.measured(),
         "versions": environment["versions"],
         "git": environment["git"],
         "command": environment["command"],
@@ -157,10 +157,10 @@ def measure_teacher(config: Config, bench: Workbench, teacher: BaseTeacher, run:
     """A teacher's errors on the same test structures, as a run of its own in the folder ``name``."""
     folder = run / name
     teacher.start(bench.data(config).sample(*teacher.cutoffs))
-    if not teacher.complete:
-        bench.say(f"{teacher.offer.name} predicts no energies and forces, so it is not in the table")
-        return
     batches = bench.data(config).test_batches(*teacher.cutoffs)
+    if not can_test(teacher, batches):
+        bench.say(f"{teacher.offer.name} does not predict what the test structures have labels of, so it is not in the table")
+        return
     predictions = predict(teacher, batches, free_atoms=config.train.eval_on_free_atoms)
     folder.mkdir(parents=True, exist_ok=True)
     predictions.save(folder)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isnan
 
 from fastkd.config import Config, TeacherConfig
 from fastkd.data.reader import DataFile
@@ -17,7 +18,7 @@ from fastkd.distill.terms import FeatureTerm
 from fastkd.engine.datasets import RunData
 from fastkd.engine.devices import DTYPES, choose_device
 from fastkd.engine.ema import Average
-from fastkd.engine.evaluate import predict
+from fastkd.engine.evaluate import can_test, predict
 from fastkd.engine.loop import Job, validation_errors
 from fastkd.engine.schedule import Schedule
 from fastkd.engine.sources import Lesson, Source, Sources, config_of, members_of, offers
@@ -125,6 +126,9 @@ def prepare(config: Config, label: str, bench: Workbench, *, resume: bool) -> tu
             _watch(config, trainee.terms, teacher, data),
             bench.threads,
         )
+    if student.force_mode == "direct" and not trainee.wants_forces:
+        job.warnings.append("nothing trains the head for forces: what it says means nothing; set model.forces=conservative")
+        bench.say(f"{label}: warning: {job.warnings[0]}")
     if checkpoint is not None:
         job.restore(checkpoint)
         bench.say(f"{label}: going on from step {checkpoint.step} of {config.train.steps}")
@@ -195,7 +199,7 @@ def _trainee(
             # what auto came to when the run began: its bits depend on it
             live = None if checkpoint is None else checkpoint.tree.get("live_teachers")
             source = bench.sources.of(Lesson(config, teacher, terms, data, student), live)
-    check_augment(config, teacher, terms, unlabelled=bool(len(data.selection.unlabelled)))
+    check_augment(config, teacher, terms, unlabelled=data.lacks_forces)
     parameters = trainable(student, terms)
     balance = _balance(config, student, terms, teacher, data)
     return Trainee(
@@ -220,16 +224,20 @@ def _balance(config: Config, student: Potential, terms: Terms | None, teacher: B
     """Who weighs the terms, if the config asks for that; the teacher is tried on the validation structures where a rule compares with it."""
     bars: dict[str, ValidationErrors] = {}
     for term in terms or ():
-        if term.when_passed == "keep" or term.teacher in bars:
+        if term.when_passed == "keep":
             continue
         who = teacher.members[term.teacher] if term.teacher and isinstance(teacher, Committee) else teacher
-        if who is None or not who.complete:
-            raise ConfigError(
-                f"when_passed of {term.name} compares the student with the teacher, and there is none that predicts energies and forces; "
-                "leave it away"
-            )
-        errors = predict(who, data.val_batches(who.cutoffs), free_atoms=config.train.eval_on_free_atoms).metrics()
-        bars[term.teacher] = validation_errors(errors, config.loss)
+        if term.teacher not in bars:
+            batches = data.val_batches(who.cutoffs) if who is not None else []
+            if who is None or not can_test(who, batches):
+                raise ConfigError(
+                    f"when_passed of {term.name} compares the student with the teacher, and there is none that predicts what the "
+                    "validation structures have labels of; leave it away"
+                )
+            errors = predict(who, batches, free_atoms=config.train.eval_on_free_atoms).metrics()
+            bars[term.teacher] = validation_errors(errors, config.loss)
+        if term.kind == "forces" and isnan(bars[term.teacher].forces):
+            raise ConfigError(f"when_passed of {term.name} compares forces, and the validation structures have none; leave it away")
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     return Balance.of(config.distill, terms or (), weights, teachers=bars)
 
@@ -255,7 +263,7 @@ def _threads(config: Config, bench: Workbench, student: Potential, data: RunData
     batch = data.training_batches(config.model.cutoff).peek()
 
     def work() -> None:
-        label_loss(student(batch), batch, config.loss).total.backward()  # type: ignore[no-untyped-call]
+        label_loss(student(batch, forces=config.loss.forces_weight > 0), batch, config.loss).total.backward()  # type: ignore[no-untyped-call]
 
     threads, message = choose_threads(work)
     for parameter in student.parameters():

@@ -33,9 +33,10 @@ ACCELERATOR_LOOKS = 20
 class StepResult:
     """What one step saw, before it moved the weights; detached scalars."""
 
-    losses: dict[str, Tensor]  #: raw terms by name: energy [eV], forces [eV/Å], then those of distillation; ``total`` is the weighted sum
+    #: raw terms by name: energy [eV], forces [eV/Å] where they have a weight, then those of distillation; ``total`` is the weighted sum
+    losses: dict[str, Tensor]
     gradient_norm: Tensor
-    force_error: Tensor  #: eV/Å, mean ‖ΔF‖ over labelled (free) atoms
+    force_error: Tensor  #: eV/Å, mean ‖ΔF‖ over labelled (free) atoms; 0 where no forces were computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,8 @@ def label_loss(prediction: Prediction, batch: Batch, config: LossConfig) -> Labe
     """L_0 = a_E · MAE(E) + a_F · mean ‖ΔF‖₂ over labelled structures.
 
     Args:
-        prediction: ``energy`` [n_graphs] eV, ``forces`` [n_atoms, 3] eV/Å.
-        batch: with labels where ``labelled`` says so.
+        prediction: ``energy`` [n_graphs] eV, ``forces`` [n_atoms, 3] eV/Å or None, which leaves their part out.
+        batch: with energies where ``labelled`` says so, and forces where ``with_forces`` does.
         config: a_E, a_F, and whether forces of atoms that are held fixed count.
 
     Returns:
@@ -69,7 +70,7 @@ def label_loss(prediction: Prediction, batch: Batch, config: LossConfig) -> Labe
     if prediction.forces is None:
         forces = energy.new_zeros(())
     else:
-        counted = batch.labelled[batch.graph_index]
+        counted = batch.with_forces[batch.graph_index]
         if config.train_on_free_atoms and batch.free is not None:
             counted = counted & batch.free
         atoms = counted.to(prediction.forces.dtype)
@@ -95,6 +96,11 @@ class Trainee:
     timer: StepTimer = OFF  #: measures the parts of a step, when asked to
     balance: Balance | None = None  #: weighs terms by their gradients, when asked to
     parameters: list[nn.Parameter] = field(init=False)
+
+    @property
+    def wants_forces(self) -> bool:
+        """Whether a step computes the student's forces: for their labels, or for a term. Without, there is no second derivative either."""
+        return self.loss.forces_weight > 0 or (self.terms is not None and self.terms.wants_forces)
 
     def __post_init__(self) -> None:
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -155,7 +161,7 @@ def batch_loss(trainee: Trainee, batch: Batch, step: int = 0) -> tuple[dict[str,
         targets = trainee.teacher(batch) if trainee.teacher is not None else None
     seen = batch if trainee.terms is None or targets is None else trainee.terms.student_batch(batch, targets)
     with trainee.timer.part("student"):
-        prediction = trainee.student(seen, forces=True)
+        prediction = trainee.student(seen, forces=trainee.wants_forces)
     with trainee.timer.part("labels"):
         labels = label_loss(prediction, batch, trainee.loss)
     values = trainee.terms(prediction, targets, replace(batch, positions=seen.positions), step) if trainee.terms is not None else {}
@@ -163,7 +169,9 @@ def batch_loss(trainee: Trainee, batch: Batch, step: int = 0) -> tuple[dict[str,
 
 
 def _summed(trainee: Trainee, labels: LabelLoss, values: dict[str, TermValue], step: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    losses = {"energy": labels.energy.detach(), "forces": labels.forces.detach()}
+    losses = {"energy": labels.energy.detach()}
+    if trainee.loss.forces_weight > 0:
+        losses["forces"] = labels.forces.detach()
     total = labels.total.double()
     if trainee.balance is not None:
         values = trainee.balance.weigh(values, total, step)
@@ -185,14 +193,15 @@ def _moved_loss(trainee: Trainee, perturbation: Perturbation, batch: Batch, step
         targets = source(moved) if source is not None and terms is not None else None
     seen = moved if perturbation.for_labels else batch
     with timer.part("student"):
-        prediction = student(seen, forces=True)
+        # terms that look at forces are taught, and see the moved copy
+        prediction = student(seen, forces=trainee.loss.forces_weight > 0)
     with timer.part("labels"):
         labels = label_loss(prediction, batch, trainee.loss)
     values: dict[str, TermValue] = {}
     if terms is not None and targets is not None:
         shown = terms.student_batch(moved, targets)
         with timer.part("student"):
-            on_moved = student(shown, forces="forces" in terms.needs or terms.differentiates_forces)
+            on_moved = student(shown, forces=terms.wants_forces)
         values |= terms(on_moved, targets, replace(moved, positions=shown.positions), step, "taught")
     if terms is not None:
         values |= terms(prediction, None, seen, step, "own")

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastkd.config import ArmConfig, Config, TermConfig
-from fastkd.config_loading import arm_config, check_sense, to_tree
+from fastkd.config_checks import check_sense
+from fastkd.config_loading import arm_config, to_tree
 from fastkd.distill.checks import OUTPUT_KINDS, check_options
 from fastkd.distill.term import AUTO_LOSS
 from fastkd.errors import ConfigError

@@ -27,6 +27,7 @@ from fastkd_kernels import CSRGraph
 from torch import Tensor
 
 from fastkd.data.batch import Batch
+from fastkd.data.rearrange import select_structures
 from fastkd.errors import CheckpointError, DataError
 from fastkd.teachers.base import BaseTeacher, TeacherCost
 from fastkd.teachers.output import Need, TeacherOutput, split_need
@@ -41,7 +42,6 @@ from fastkd.teachers.store import (
     Rows,
     Store,
     per,
-    select_structures,
     wants_edges,
     whole_rows,
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastkd.analysis.gap import Errors, energy_errors, forces_errors, gap_closed, mean_std
+from fastkd.analysis.gap import Errors, energy_errors, error_reduced, forces_errors, gap_closed, mean_std
 from fastkd.errors import DataError
 
 from .common import make_run
@@ -25,6 +25,18 @@ def test_the_papers_example():
     # every structure has the same error, so that no resample can differ
     assert gap.low == pytest.approx(gap.percent)
     assert gap.high == pytest.approx(gap.percent)
+
+
+def test_the_error_reduced_is_a_share_of_the_baseline():
+    random = np.random.default_rng(0)
+    baseline = errors(random.uniform(1, 3, (3, 50)), seeds=(0, 1, 2))
+    other = errors(0.9 * baseline.total, seeds=(0, 1, 2))
+    # paired over structures and seeds: every resample says the same
+    for bound in (error_reduced(baseline, other).percent, error_reduced(baseline, other).low, error_reduced(baseline, other).high):
+        assert bound == pytest.approx(10.0)
+    assert error_reduced(other, baseline).percent == pytest.approx(-100 / 9)
+    noisy = error_reduced(baseline, errors(random.uniform(1, 3, (3, 50)), seeds=(0, 1, 2)))
+    assert noisy.low < 0 < noisy.high
 
 
 def test_ends_of_the_scale():

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,7 +16,8 @@ from rich.console import Console
 
 from fastkd.analysis import build_report
 from fastkd.analysis.plots import composition_mean
-from fastkd.analysis.report import COLUMNS, add_report_arguments, run_report
+from fastkd.analysis.report import build_joint_report
+from fastkd.analysis.report_command import add_report_arguments, run_report
 from fastkd.errors import CheckpointError, DataError
 
 from .common import make_comparison, make_predictions, make_run
@@ -44,7 +46,7 @@ def test_every_form_of_the_table_holds_every_row(root):
             assert row.title == title
             for cell in row.cells():
                 assert cell in text
-        for name, unit in COLUMNS:
+        for name, unit in report.columns:
             assert name in text or "\n" in name
             assert unit in text
 
@@ -120,6 +122,61 @@ def test_the_same_runs_give_the_same_bytes(root):
     before = {name: (root / name).read_bytes() for name in ("report.html", "report.md", "metrics.csv", "summary.json")}
     build_report(root, resamples=200)
     assert before == {name: (root / name).read_bytes() for name in before}
+
+
+def test_without_a_teacher_errors_are_measured_from_the_baseline(tmp_path):
+    for order, (name, mae) in enumerate({"plain": (0.010, 0.10), "mixed": (0.008, 0.05)}.items()):
+        for seed in range(3):
+            make_run(tmp_path / name / f"seed{seed}", name, order, seed=seed, errors=mae)
+    report = build_report(tmp_path, resamples=200)
+    plain, mixed = report.rows
+    assert (plain.reduced_energy, plain.reduced_forces, mixed.gap_energy, mixed.gap_forces) == (None,) * 4
+    assert mixed.reduced_forces.percent == pytest.approx(50, abs=5)
+    assert mixed.reduced_energy.low < mixed.reduced_energy.percent < mixed.reduced_energy.high
+    text = report.markdown()
+    assert "MAE reduced, forces" in text
+    assert "gap closed" not in text
+    assert "MAE of 'the plain'" in text
+    assert "MAE reduced, forces" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    names, units, _, row = csv.reader((tmp_path / "report.csv").read_text(encoding="utf-8").splitlines())
+    assert len(names) == len(units) == len(row)
+    assert float(row[names.index("reduced_forces")]) == pytest.approx(mixed.reduced_forces.percent)
+    assert row[names.index("gap_forces")] == ""
+
+
+def without_forces(folder, name: str, order: int, energy_mae: float, **options):
+    """A run folder whose test structures have energies alone."""
+    run = make_run(folder, name, order, errors=(energy_mae, 0.1), **options)
+    predictions = replace(run.predictions, forces=None, forces_pred=None)
+    predictions.save(folder)
+    replace(run.summary, test=predictions.metrics()).save(folder)
+
+
+def test_energies_alone_leave_no_trace_of_forces(tmp_path):
+    without_forces(tmp_path / "teacher", "teacher", 0, 0.002, role="teacher")
+    for order, (name, mae) in enumerate({"alone": 0.010, "distilled": 0.006}.items()):
+        without_forces(tmp_path / name / "seed0", name, order, mae)
+    report = build_report(tmp_path, resamples=100)
+    teacher, alone, distilled = (row.metrics["energy_mae_per_atom"].mean for row in report.rows)
+    assert report.rows[2].gap_energy.percent == pytest.approx(100 * (alone - distilled) / (alone - teacher))
+    assert report.rows[2].gap_forces is None
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in (printed(report.table()), report.text(), report.markdown(), page.split("Learning curves")[0]):
+        assert "gap closed, energy" in text
+        assert "force" not in text.split("Learning")[0].lower()
+        assert "nan" not in text.lower()
+    assert "of the energy gap" in page
+    assert "Force error by element" not in page
+    assert "NaN" not in (tmp_path / "summary.json").read_text(encoding="utf-8")
+
+
+def test_runs_with_and_without_forces_are_not_compared(tmp_path):
+    make_run(tmp_path / "a" / "seed0", "a", 0)
+    without_forces(tmp_path / "b" / "seed0", "b", 1, 0.01)
+    with pytest.raises(DataError, match="energies alone"):
+        build_report(tmp_path)
+    with pytest.raises(DataError, match="energies alone"):
+        build_joint_report([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
 
 
 def test_a_single_run_keeps_its_own_files(tmp_path):

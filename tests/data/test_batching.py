@@ -62,8 +62,11 @@ def test_arrays_are_laid_end_to_end(mixed: StructureDataset) -> None:
 def test_hidden_and_missing_labels_never_show() -> None:
     structures = [molecule(0), molecule(1, energy=np.nan), molecule(2, forces=None), molecule(3)]
     batch = StructureDataset(structures, (3.0,), unlabelled=[3]).batch([0, 1, 2, 3])
-    assert batch.labelled.tolist() == [True, False, False, False]
-    assert batch.energy[1:].tolist() == [0.0, 0.0, 0.0]
+    # an energy is a label, forces beside it or not
+    assert batch.labelled.tolist() == [True, False, True, False]
+    assert batch.with_forces.tolist() == [True, False, False, False]
+    assert batch.energy[[1, 3]].tolist() == [0.0, 0.0]
+    assert batch.energy[2] == structures[2].energy
     assert not batch.forces[batch.atom_ptr[1] :].any()
     assert torch.isfinite(batch.forces).all()
 

@@ -139,6 +139,27 @@ def test_a_broken_structure_is_called_by_its_number_in_the_source(tmp_path: Path
     assert not (tmp_path / "out.h5").exists()
 
 
+def test_energies_alone(tmp_path: Path) -> None:
+    numbers, positions = np.tile([8, 1, 1], 4), np.random.default_rng(0).normal(0, 2, (12, 3))
+    flat = {"atomic_numbers": numbers, "positions": positions, "natoms": [3] * 4, "energy": np.arange(4.0)}
+    np.savez(tmp_path / "a.npz", **flat)
+    with pytest.raises(DataError, match="--no-forces takes energies alone"):
+        convert(tmp_path / "a.npz", tmp_path / "a.h5")
+    report = convert(tmp_path / "a.npz", tmp_path / "a.h5", forces=False)
+    assert (report.structures, report.with_energy, report.with_forces) == (4, 4, 0)
+    # forces that are there are left away
+    np.savez(tmp_path / "b.npz", **flat, forces=np.ones((12, 3)))
+    assert convert(tmp_path / "b.npz", tmp_path / "b.h5", forces=False).content_hash == report.content_hash
+    with DataFile(tmp_path / "b.h5") as data:
+        assert "forces" not in data.fields
+        assert not len(data.missing_labels(forces=False))
+        assert len(data.missing_labels()) == 4
+    # energies are still wanted
+    np.savez(tmp_path / "c.npz", **flat | {"energy": [1.0, np.nan, 2.0, 3.0]})
+    with pytest.raises(DataError, match="1 of 4 structures have no finite energy"):
+        convert(tmp_path / "c.npz", tmp_path / "c.h5", forces=False)
+
+
 @pytest.mark.parametrize("name", ["run@1.extxyz", "run@0.xyz", "run[1].extxyz", "Ä b.EXTXYZ"])
 def test_names_of_files_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
     ase.io.write(tmp_path / "a.extxyz", [atoms_of(SOURCES[0])])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from fastkd_kernels import CSRGraph
 from fastkd.config import ModelConfig
 from fastkd.data.batch import Batch
 from fastkd.data.batching import Pieces, collate
-from fastkd.data.rearrange import repeat_structures
+from fastkd.data.rearrange import PER_ATOM, PER_STRUCTURE, repeat_structures
 from fastkd.data.structure import Structure
 from fastkd.models import build_model
 
@@ -63,6 +63,11 @@ def test_copies_are_the_batch_laid_end_to_end(structures: list[Structure], times
             assert torch.equal(mine.pairs.pair_edges, theirs.pairs.pair_edges)
         # one edge of each pair, whichever
         assert torch.equal(mine.pair[mine.pair_edge], torch.arange(mine.pair_edge.shape[0]))
+
+
+def test_no_field_is_forgotten() -> None:
+    others = {"atom_ptr", "graph_index", "graphs", "bonds", "hessian_rows"}
+    assert {item.name for item in fields(Batch)} == {*PER_ATOM, *PER_STRUCTURE} | others
 
 
 def empty_fields(batch: Batch) -> dict[str, object]:

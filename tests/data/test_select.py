@@ -64,6 +64,28 @@ def test_choices_that_cannot_be_made(data: DataFile, config: DataConfig, kind: t
         select(data, config, 0)
 
 
+def test_energies_alone_are_labels_if_forces_have_no_weight(tmp_path: Path) -> None:
+    bare = DataFile(write(tmp_path / "bare.h5", [molecule(n, forces=None) for n in range(SIZE)]))
+    assert len(select(bare, DataConfig(), 0, forces=False).labelled) == 60
+    with pytest.raises(ConfigError, match=r"energies and no forces.*loss\.forces_weight=0"):
+        select(bare, DataConfig(), 0)
+    mixed = DataFile(write(tmp_path / "mixed.h5", [molecule(n, **({"forces": None} if n % 20 == 0 else {})) for n in range(SIZE)]))
+    with pytest.raises(DataError, match=r"5 structures of the training split have no energy or forces.*with loss\.forces_weight=0"):
+        select(mixed, DataConfig(), 0)
+    allowed = select(mixed, DataConfig(allow_missing_labels=True), 0)
+    assert not set(allowed.labelled.tolist()) & set(range(0, SIZE, 20))
+    assert len(select(mixed, DataConfig(), 0, forces=False).labelled) == 60
+    # what has neither is no label either way
+    blank = DataFile(write(tmp_path / "blank.h5", [molecule(n, energy=float("nan"), forces=None) for n in range(SIZE)]))
+    for forces in (True, False):
+        with pytest.raises(DataError, match="20 structures of the val split have no energy"):
+            select(blank, DataConfig(), 0, forces=forces)
+    card = make_card(mixed, select(mixed, DataConfig(), 0, forces=False), forces=False)
+    assert card.facts["labels"] == "100 energies, 95 of them with forces"
+    assert not [text for text in card.warnings if "no energy" in text]
+    assert "5 structures have no energy or forces" in " ".join(make_card(mixed).warnings)
+
+
 def test_a_file_without_splits(tmp_path: Path) -> None:
     path = write(tmp_path / "x.h5", [molecule(n, split="") for n in range(4)])
     with pytest.raises(DataError, match=r"split 'val' .*is empty.*convert with --split 0\.8,0\.1,0\.1"):

@@ -111,7 +111,7 @@ def test_structures_without_labels_take_the_teachers_forces() -> None:
     assert torch.equal(found[~mine], said[~mine])
     delta = move.displacement(batch, student, teacher, terms, 0)
     assert torch.linalg.cross(delta, said)[~mine].abs().max() < 1e-15
-    with pytest.raises(TrainingError, match="no label and there is no teacher"):
+    with pytest.raises(TrainingError, match="no labelled forces and there is no teacher"):
         move.forces(batch, None)
 
 

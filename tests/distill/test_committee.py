@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fastkd.config import DistillConfig, TermConfig
-from fastkd.config_loading import check_sense, validate
+from fastkd.config_checks import check_sense
+from fastkd.config_loading import validate
 from fastkd.distill import Terms, build_terms
 from fastkd.errors import ConfigError
 from fastkd.teachers import CachedTeacher, Committee, Council, LiveTeacher, Offer, Teacher, TeacherOutput

@@ -105,7 +105,9 @@ def test_arms_that_move_atoms_leave_the_cache_to_the_others(
     assert "moves atoms, so a run cannot use a cache" in message
 
 
-def test_auto_reckons_with_the_rows_of_a_step(config_file: Path, teacher_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_reckons_with_the_rows_of_a_step(
+    config_file: Path, teacher_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A cache holds all rows of each Hessian; a live teacher is asked for two of them."""
     asked: list[int] = []
     timed = teacher_cache._timed
@@ -119,6 +121,7 @@ def test_auto_reckons_with_the_rows_of_a_step(config_file: Path, teacher_folders
     options = [
         f"teacher.path={teacher_folders['big']}",
         "teacher.cache=auto",
+        f"teacher.cache_path={tmp_path / 'kept'}",
         "train.steps=100",
         "distill.terms=[{kind: hessian, rows: 2}]",
     ]

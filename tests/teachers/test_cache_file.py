@@ -16,6 +16,7 @@ import torch
 
 from fastkd.data import sink as sink_module
 from fastkd.data.batch import Batch
+from fastkd.data.rearrange import select_structures
 from fastkd.errors import CheckpointError, ConfigError, DataError
 from fastkd.models import PaiNN, PaiNNOptions
 from fastkd.teachers import CachedTeacher, LiveTeacher, Teacher
@@ -29,7 +30,7 @@ from fastkd.teachers.cache_file import merge, open_cache
 from fastkd.teachers.cache_key import CacheKey
 from fastkd.teachers.cache_shards import find_shards
 from fastkd.teachers.output import TeacherOutput
-from fastkd.teachers.store import MemoryStore, Rows, select_structures
+from fastkd.teachers.store import MemoryStore, Rows
 from tests.distill.common import radius_graph
 
 CUTOFF = 3.0

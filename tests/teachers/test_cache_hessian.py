@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fastkd.data.batch import Batch
+from fastkd.data.rearrange import select_structures
 from fastkd.models import PaiNN, PaiNNOptions
 from fastkd.teachers import CachedTeacher, LiveTeacher, Teacher
 from fastkd.teachers.cache_file import CacheFile, open_cache
 from fastkd.teachers.hessian import all_rows, sample_rows
-from fastkd.teachers.store import select_structures
 
 from .test_cache_file import CUTOFF, assert_same, built, make_batch
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def convert(
     overwrite: bool = False,
     positions_dtype: str = "float32",
     allow_missing_labels: bool = False,
+    forces: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Convert one file.
@@ -69,6 +70,7 @@ def convert(
         overwrite: replace an existing file.
         positions_dtype: float32 or float64.
         allow_missing_labels: keep structures that lack an energy or forces.
+        forces: without, energies alone are labels, and forces are left away if there are any.
         progress: called with the number of structures so far.
 
     Raises:
@@ -93,7 +95,7 @@ def convert(
     )
     with writer:
         for number, structure in zip(_numbers(options.select), structures_of(source, options, seen), strict=False):
-            writer.append(structure, f"{source}, structure {number}")
+            writer.append(structure if forces else replace(structure, forces=None), f"{source}, structure {number}")
             systems.append(structure.system)
             labels.count(structure, number)
             if progress is not None:
@@ -101,7 +103,7 @@ def convert(
         if not systems:
             raise DataError(f"{source} has no structures" + (" in the part that --select takes." if options.select != slice(None) else "."))
         if not allow_missing_labels:
-            labels.require(source, len(systems), seen)
+            labels.require(source, len(systems), seen, ("energy", "forces") if forces else ("energy",))
         if plan.members:
             writer.set_splits(npz_splits(source, plan.members, len(systems)))
         elif not plan.given:
@@ -111,7 +113,7 @@ def convert(
             structures=len(data),
             atoms=int(data.atom_ptr[-1]),
             with_energy=labels.found["energy"],
-            with_forces=labels.found["forces"],
+            with_forces=labels.found["forces"] if forces else 0,
             splits=dict(Counter(data.splits.tolist())),
             content_hash=data.content_hash,
         )
@@ -135,9 +137,11 @@ class _Labels:
             if not there:
                 self._first_without.setdefault(label, number)
 
-    def require(self, source: Path, structures: int, seen: set[str]) -> None:
-        """Raise DataError if there are not as many energies and forces as structures."""
+    def require(self, source: Path, structures: int, seen: set[str], wanted: Sequence[str]) -> None:
+        """Raise DataError if there are not as many energies, or forces, as structures."""
         for label, first in self._first_without.items():
+            if label not in wanted:
+                continue
             names = sorted(seen)
             has = ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "") if names else "nothing else"
             if not self.found[label]:
@@ -145,7 +149,8 @@ class _Labels:
             else:
                 missing = structures - self.found[label]
                 what = f"{missing:,} of {structures:,} structures have no finite {label} (first: {first}). Mend the source;"
-            raise DataError(f"{source}: {what} --allow-missing-labels keeps structures without labels, for distillation.")
+            alone = " --no-forces takes energies alone;" if label == "forces" else ""
+            raise DataError(f"{source}: {what}{alone} --allow-missing-labels keeps structures without labels, for distillation.")
 
 
 def structures_of(source: Path, options: SourceOptions, seen: set[str]) -> Iterator[Structure]:

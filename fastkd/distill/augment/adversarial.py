@@ -100,7 +100,7 @@ class Adversarial(Perturbation):
         """J of a batch with moved atoms, a scalar, differentiable by its positions."""
         more = frozenset({"forces"}) if self.force_penalty else frozenset[Need]()
         targets = ask_with(teacher, moved, more, gradient=self.teacher_gradient)
-        prediction = student(terms.student_batch(moved, targets), forces="forces" in terms.needs, create_graph=True)
+        prediction = student(terms.student_batch(moved, targets), forces=terms.wants_forces, create_graph=True)
         values = terms(prediction, targets, moved, step, "taught")
         total: Tensor = sum(
             (self.scale(name) * value.weighted.double() for name, value in values.items()),

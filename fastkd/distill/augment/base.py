@@ -95,12 +95,12 @@ class Perturbation(ABC):
             TrainingError: if there are neither labels nor a teacher.
         """
         forces = batch.forces.double()
-        if bool(batch.labelled.all()):
+        if bool(batch.with_forces.all()):
             return forces
         if teacher is None:
-            raise TrainingError("augment.along_force: a structure has no label and there is no teacher to ask for its forces")
+            raise TrainingError("augment.along_force: a structure has no labelled forces and there is no teacher to ask for its forces")
         said = ask_forces(teacher, batch)
-        return torch.where(batch.labelled[batch.graph_index][:, None], forces, said.double())
+        return torch.where(batch.with_forces[batch.graph_index][:, None], forces, said.double())
 
 
 def hold(batch: Batch, displacement: Tensor) -> Tensor:

@@ -56,13 +56,13 @@ def build_perturbation(
 
 
 def check_augment(config: Config, teacher: BaseTeacher | None, terms: Terms | None, *, unlabelled: bool) -> None:
-    """Make sure that the section fits teacher and terms, which `fastkd.config_loading.check_sense` does not know.
+    """Make sure that the section fits teacher and terms, which `fastkd.config_checks.check_sense` does not know.
 
     Args:
         config: of the run.
         teacher: of the run.
         terms: of the run.
-        unlabelled: whether some training structures have no labels.
+        unlabelled: whether some training structures have no labelled forces.
 
     Raises:
         ConfigError: if the teacher lacks what is needed, or a term cannot be weighted.
@@ -90,6 +90,6 @@ def check_augment(config: Config, teacher: BaseTeacher | None, terms: Terms | No
     if along and unlabelled and not forces:
         key = "along_force=any" if augment.kind == "rattle" else "ascent=sphere"
         raise ConfigError(
-            f"augment looks at forces, but some training structures have no labels and {teacher.offer.name} predicts no forces; "
-            f"set augment.{key}, or data.unlabelled=0"
+            f"augment looks at forces, but some training structures have no labelled forces and {teacher.offer.name} predicts no forces; "
+            f"set augment.{key}, or train on structures with forces (data.unlabelled=0)"
         )
