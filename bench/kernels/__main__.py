@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 
-from bench.common import provenance
 from bench.kernels import goals
 from bench.kernels.cases import MODES
 from bench.kernels.run import Options, run
 from bench.kernels.shapes import SHAPES
+from bench.session import add_common_arguments, announce
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -25,19 +24,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ops", nargs="+", default=(), metavar="NAME", help="ops whose name has one of these in it")
     parser.add_argument("--shapes", nargs="+", default=(), choices=SHAPES)
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--providers", nargs="+", default=(), metavar="NAME", help="beside ours and the reference: compiled, pyg, …")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--threads", type=int, default=1, help="of a CPU (default: 1)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for the timing of one row (default: 2)")
-    parser.add_argument("--repeats", type=int, default=51, help="at most so many (default: 51)")
-    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="no row starts later than this")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="small input, without torch.compile: says that it runs, little about speed")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add_common_arguments(
+        parser,
+        seconds=2.0,
+        what="the timing of one row",
+        repeats=51,
+        unit="row",
+        quick="small input, without torch.compile: says that it runs, little about speed",
+    )
     return parser
 
 
@@ -45,13 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; the exit status is returned."""
     parser = _parser()
     args = parser.parse_args(arguments)
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"there is no CUDA device for --device {args.device}; say --device cpu")
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    about = provenance(args.seed, device)
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    print(f"{about['device']}, {about['threads']} threads, {versions}, commit {about['commit']}, seed {args.seed}, {args.dtype}")
+    device = announce(parser, args, args.dtype, f"{args.threads} threads")
     session = run(
         Options(
             device=device,

@@ -6,20 +6,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from fastkd_kernels.registry import OpCase
 
-from bench.common import Timing, write_json
+from bench.common import Timing
 from bench.kernels import measure
 from bench.kernels.cases import MODES, BenchOp, Problem, find_ops, make_problem
 from bench.kernels.gate import WRONG, Verdict, check, difference
 from bench.kernels.peers import UnavailableError, reason_of
 from bench.kernels.providers import COMPILED, OURS, REFERENCE, Call, make_call, peers_of
 from bench.kernels.shapes import SHAPES, BenchShape
+from bench.session import Row, Session
 
-Row = dict[str, Any]
 HEADER = (
     f"{'op':<24}{'shape':<14}{'mode':<16}{'provider':<15}{'median (20 % to 80 %)':<32}{'as CUDA graph':<16}"
     f"{'peak MB':>9}{'GB/s':>8}{'of copy':>9}{'ours is':>10}"
@@ -46,32 +45,21 @@ class Options:
 
 
 @dataclass
-class Session:
-    """One run: rows so far, and what was not measured."""
+class KernelSession(Session[Options]):
+    """With what all rows share."""
 
-    options: Options
-    start: float = field(default_factory=time.perf_counter)
-    rows: list[Row] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)  #: peers that are not installed
     graph_seconds: dict[str, float] = field(default_factory=dict)  #: making the graph of each shape
     copy_bandwidth: float = float("nan")
 
-    @property
-    def out_of_time(self) -> bool:
-        return time.perf_counter() - self.start > self.options.budget
-
-    def write(self) -> None:
-        """Everything so far, so that a run that is stopped leaves what it found."""
-        about: Row = {"copy_bandwidth": self.copy_bandwidth, "failed": self.failed, "skipped": [*self.skipped, *self.missing.values()]}
-        about |= {"graph_seconds": self.graph_seconds}
-        write_json(self.options.json, "kernels", self.rows, self.options.seed, device=self.options.device, **about)
+    def about(self) -> Row:
+        skipped = [*self.skipped, *self.missing.values()]
+        return super().about() | {"copy_bandwidth": self.copy_bandwidth, "skipped": skipped, "graph_seconds": self.graph_seconds}
 
 
-def run(options: Options, say: Callable[[str], None] = print) -> Session:
+def run(options: Options, say: Callable[[str], None] = print) -> KernelSession:
     """Measure everything that the options ask for."""
-    session = Session(options)
+    session = KernelSession("kernels", options)
     session.copy_bandwidth = measure.copy_bandwidth(options.device)
     say(f"copy: {session.copy_bandwidth / 1e9:.1f} GB/s read and written, the measure of the column 'of copy'")
     say(HEADER)
@@ -91,7 +79,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> Session:
     return session
 
 
-def _run_op(session: Session, op: BenchOp, case: OpCase, say: Callable[[str], None]) -> None:
+def _run_op(session: KernelSession, op: BenchOp, case: OpCase, say: Callable[[str], None]) -> None:
     options = session.options
     verdict = check(case, options.dtype, options.device, options.seed)
     if not verdict.ok:
@@ -122,7 +110,7 @@ def _run_op(session: Session, op: BenchOp, case: OpCase, say: Callable[[str], No
             session.write()
 
 
-def refuse(session: Session, what: str, verdict: Verdict, say: Callable[[str], None]) -> None:
+def refuse(session: KernelSession, what: str, verdict: Verdict, say: Callable[[str], None]) -> None:
     """Say why an op gets no speeds; the exit code follows."""
     session.failed.append(f"{what} ({verdict.text})")
     say(f"{what}: no speed is printed, its results are wrong: {verdict.text}")

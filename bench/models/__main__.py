@@ -11,13 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from bench.common import provenance
 from bench.models import goals, markdown, shapes
 from bench.models.cases import CASES
 from bench.models.run import Options, run
 from bench.models.steps import MODES
+from bench.session import add_common_arguments, add_markdown_argument, announce, only_known
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,7 +25,6 @@ def _parser() -> argparse.ArgumentParser:
         description=f"{__doc__}\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", nargs="+", default=(), metavar="NAME", help="whose name starts with one of these")
     parser.add_argument("--shapes", nargs="+", default=(), choices=[*shapes.SHAPES, "frames"], help="default: those that suit a model")
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
@@ -36,15 +33,15 @@ def _parser() -> argparse.ArgumentParser:
         "--frames", type=Path, metavar="FILE.npz", help="positions [n, atoms, 3] Å and atomic_numbers [atoms], for the droplet"
     )
     parser.add_argument("--molecules", type=int, default=2, help="frames of that file in a batch (default: 2)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for the timing of one row (default: 2)")
-    parser.add_argument("--repeats", type=int, default=31, help="at most so many (default: 31)")
-    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="nothing starts later than this")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="tiny models on their first shape: says that it runs, nothing about speed")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--markdown", type=Path, nargs="+", metavar="FILE", help="print one table of JSON files of this command, and measure nothing"
+    add_common_arguments(
+        parser,
+        seconds=2.0,
+        what="the timing of one row",
+        repeats=31,
+        unit="shape of a model",
+        quick="tiny models on their first shape: says that it runs, nothing about speed",
     )
+    add_markdown_argument(parser)
     return parser
 
 
@@ -55,14 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.markdown is not None:
         print(markdown.table(*args.markdown))
         return 0
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"there is no CUDA device for --device {args.device}; say --device cpu")
-    if unknown := [name for name in args.models if not any(case.startswith(name) for case in CASES)]:
-        parser.error(f"no model begins with {unknown[0]!r}; there are {', '.join(CASES)}")
-    device = torch.device(args.device)
-    about = provenance(args.seed, device)
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    print(f"{about['device']}, {about['cores']} cores, {versions}, commit {about['commit']}, seed {args.seed}, float32")
+    only_known(parser, args.models, tuple(CASES), "model")
+    device = announce(parser, args, "float32")
     session = run(
         Options(
             device=device,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.models import goals
+from bench.session import origin
 
 HEAD = "| model | against | structures | atoms, edges | step | threads | theirs, ms | ours, ms | faster | goal | peak MB, theirs | ours | share | goal |"
 
@@ -16,7 +17,7 @@ def table(*paths: Path) -> str:
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     rows = [row for document in documents for row in document["rows"]]
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1), *(_row(row) for row in rows)]
-    origins = dict.fromkeys(_origin(document["provenance"]) for document in documents)
+    origins = dict.fromkeys(origin(document["provenance"]) for document in documents)
     errors = max((row["error"]["float64"] for row in rows), default=0.0)
     repeats = [row["repeats"] for row in rows] or [0]
     lines += [
@@ -28,10 +29,6 @@ def table(*paths: Path) -> str:
     lines += [f"Left out: {reason}." for reason in skipped]
     lines += [f"No speed, because the models differ: {reason}." for document in documents for reason in document["failed"]]
     return "\n".join(lines)
-
-
-def _origin(about: dict[str, Any]) -> str:
-    return f"{about['device']}, {about['cores']} cores, torch {about['versions']['torch']}, commit {about['commit']}, seed {about['seed']}"
 
 
 def _row(row: dict[str, Any]) -> str:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import gc
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.common import write_json
 from bench.kernels import measure
 from bench.models import goals, steps
 from bench.models.cases import CASES, Case
 from bench.models.shapes import SHAPES, Shape, small
+from bench.session import Row, Session
 from bench.training_step import Pair
 
-Row = dict[str, Any]
 HEADER = (
     f"{'model':<26}{'shape':<10}{'atoms':>6}{'edges':>7}  {'mode':<10}{'threads':>7}  {'theirs, median (20 % to 80 %)':<38}"
     f"{'ours':<38}{'ours is':>9}  {'':<7}{'MB theirs':>10}{'ours':>8}{'share':>7}"
@@ -46,31 +44,15 @@ class Options:
     json: Path | None = None
 
 
-@dataclass
-class Session:
-    """One run: rows so far, and what was not measured."""
-
-    options: Options
-    start: float = field(default_factory=time.perf_counter)
-    rows: list[Row] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-
-    def write(self) -> None:
-        """Everything so far, so that a run that is stopped leaves what it found."""
-        about = {"failed": self.failed, "skipped": self.skipped, "seconds": round(time.perf_counter() - self.start, 1)}
-        write_json(self.options.json, "models", self.rows, self.options.seed, device=self.options.device, **about)
-
-
-def run(options: Options, say: Callable[[str], None] = print) -> Session:
+def run(options: Options, say: Callable[[str], None] = print) -> Session[Options]:
     """Measure everything that the options ask for."""
-    session = Session(options)
+    session = Session("models", options)
     say(HEADER)
     for case in CASES.values():
         if options.models and not any(case.name == name or case.name.startswith(name) for name in options.models):
             continue
         for shape in shapes_of(case, options):
-            if time.perf_counter() - session.start > options.budget:
+            if session.out_of_time:
                 session.skipped.append(f"{case.name} {shape.name}: out of time")
                 continue
             with torch_threads(), warnings.catch_warnings():
@@ -101,7 +83,7 @@ def shapes_of(case: Case, options: Options) -> list[Shape]:
     return [small(shape) for shape in found[:1]] if options.quick else found
 
 
-def _run_case(session: Session, case: Case, shape: Shape, say: Callable[[str], None]) -> None:
+def _run_case(session: Session[Options], case: Case, shape: Shape, say: Callable[[str], None]) -> None:
     """Check the two models in float64 and in float32, and only then measure them in float32."""
     options = session.options
     structures = shape.structures(options.seed)

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-import torch
-
-from bench.common import provenance
+from bench.session import add_common_arguments, add_markdown_argument, announce, only_known
 from bench.step import goals, markdown, measure
 from bench.step.cases import PAIRS
 from bench.step.run import Options, run
@@ -28,23 +25,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     terms = list(dict.fromkeys(terms.name for pair in PAIRS.values() for terms in pair.terms))
     shapes = list(dict.fromkeys(name for pair in PAIRS.values() for name in (*pair.shapes, *pair.large)))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pairs", nargs="+", default=(), metavar="NAME", help="whose name starts with one of these")
     parser.add_argument("--terms", nargs="+", default=(), choices=terms)
     parser.add_argument("--shapes", nargs="+", default=(), choices=shapes, help="default: those that suit a pair")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of a CPU (default: 1)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="for steps from a cache, and again with a live teacher (default: 8)")
-    parser.add_argument("--repeats", type=int, default=41, help="rounds at most (default: 41)")
     parser.add_argument(
         "--clock", default="wall", choices=measure.CLOCKS, help="cpu: processor time of one thread, where others use the machine too"
     )
-    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="nothing starts later than this")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="tiny models on their first shape: says that it runs, nothing about speed")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--markdown", type=Path, nargs="+", metavar="FILE", help="print one table of JSON files of this command, and measure nothing"
+    add_common_arguments(
+        parser,
+        seconds=8.0,
+        what="steps from a cache, and again with a live teacher",
+        repeats=41,
+        unit="row",
+        quick="tiny models on their first shape: says that it runs, nothing about speed",
     )
+    add_markdown_argument(parser)
     return parser
 
 
@@ -55,16 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.markdown is not None:
         print(markdown.table(*args.markdown))
         return 0
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"there is no CUDA device for --device {args.device}; say --device cpu")
-    if unknown := [name for name in args.pairs if not any(pair.startswith(name) for pair in PAIRS)]:
-        parser.error(f"no pair begins with {unknown[0]!r}; there are {', '.join(PAIRS)}")
+    only_known(parser, args.pairs, tuple(PAIRS), "pair")
     if args.clock == "cpu" and (args.device != "cpu" or args.threads != [1]):
         parser.error("--clock cpu counts the work of all threads together, and none of a GPU: it is for --device cpu --threads 1")
-    device = torch.device(args.device)
-    about = provenance(args.seed, device)
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    print(f"{about['device']}, {about['cores']} cores, {versions}, commit {about['commit']}, seed {args.seed}, float32")
+    device = announce(parser, args, "float32")
     session = run(
         Options(
             device=device,

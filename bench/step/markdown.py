@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.session import origin
 from bench.step import goals
 
 HEAD = (
@@ -19,7 +20,7 @@ def table(*paths: Path) -> str:
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     rows = [row for document in documents for row in document["rows"]]
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1), *(_row(row) for row in rows)]
-    origins = dict.fromkeys(_origin(document["provenance"]) for document in documents)
+    origins = dict.fromkeys(origin(document["provenance"]) for document in documents)
     errors = max((row["error"]["float64"] for row in rows), default=0.0)
     repeats = [row["repeats"] for row in rows] or [0]
     slow = [row["slow_repeats"] for row in rows] or [0]
@@ -37,10 +38,6 @@ def _threads(rows: list[dict[str, Any]]) -> str:
     counts = sorted({row["threads"] for row in rows})
     clock = " (processor time)" if any(row["clock"] == "cpu" for row in rows) else ""
     return f"{', '.join(map(str, counts))} thread{'s' * (counts != [1])}{clock}"
-
-
-def _origin(about: dict[str, Any]) -> str:
-    return f"{about['device']}, {about['cores']} cores, torch {about['versions']['torch']}, commit {about['commit']}, seed {about['seed']}"
 
 
 def _row(row: dict[str, Any]) -> str:

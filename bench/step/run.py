@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench.common import Timing, write_json
+from bench.common import Timing
 from bench.kernels.measure import peak_bytes
 from bench.models.run import torch_threads
 from bench.models.shapes import SHAPES, Shape, small
+from bench.session import Row, Session
 from bench.step import goals, steps
 from bench.step.cases import PAIRS, Pair, Terms
 from bench.step.measure import Call, Seconds, in_turns, paired, timings
 from bench.step.setup import Workbench
 
-Row = dict[str, Any]
 HEADER = (
     f"{'pair':<19}{'terms':<13}{'shape':<10}{'atoms':>6}{'threads':>8}  {'own step, median (20 % to 80 %)':<36}{'teacher':>9}"
     f"{'cached/own':>12}         {'terms (alone)':>15}         {'live/(own+teacher)':>8}         {'memory':>7}          generic: step, terms, live, memory"
@@ -45,25 +43,9 @@ class Options:
     json: Path | None = None
 
 
-@dataclass
-class Session:
-    """One run: rows so far, and what was not measured."""
-
-    options: Options
-    start: float = field(default_factory=time.perf_counter)
-    rows: list[Row] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-
-    def write(self) -> None:
-        """Everything so far, so that a run that is stopped leaves what it found."""
-        about = {"failed": self.failed, "skipped": self.skipped, "seconds": round(time.perf_counter() - self.start, 1)}
-        write_json(self.options.json, "step", self.rows, self.options.seed, device=self.options.device, **about)
-
-
-def run(options: Options, say: Callable[[str], None] = print) -> Session:
+def run(options: Options, say: Callable[[str], None] = print) -> Session[Options]:
     """Measure everything that the options ask for."""
-    session = Session(options)
+    session = Session("step", options)
     say(HEADER)
     for pair in PAIRS.values():
         if options.pairs and not any(pair.name.startswith(name) for name in options.pairs):
@@ -87,7 +69,7 @@ def shapes_of(pair: Pair, options: Options) -> list[Shape]:
     return [small(shape) for shape in found[:1]] if options.quick else found
 
 
-def _run_pair(session: Session, pair: Pair, shape: Shape, say: Callable[[str], None]) -> None:
+def _run_pair(session: Session[Options], pair: Pair, shape: Shape, say: Callable[[str], None]) -> None:
     """Check all terms in float64 and in float32, and only then measure those that agree in float32."""
     options = session.options
     chosen = [terms for terms in pair.terms if not options.terms or terms.name in options.terms]
@@ -98,7 +80,7 @@ def _run_pair(session: Session, pair: Pair, shape: Shape, say: Callable[[str], N
     for dtype in (torch.float64, torch.float32):
         bench = Workbench.of(pair, shape, dtype, options.device, options.seed, small=options.quick)
         for terms in chosen:
-            if terms.name in differ or _late(session):
+            if terms.name in differ or session.out_of_time:
                 continue
             verdict = steps.check(bench, terms, options.seed)
             errors[terms.name][str(dtype).removeprefix("torch.")] = verdict.error
@@ -109,7 +91,7 @@ def _run_pair(session: Session, pair: Pair, shape: Shape, say: Callable[[str], N
     for terms in chosen:
         if terms.name in differ:
             continue
-        if _late(session) or len(errors[terms.name]) < 2:
+        if session.out_of_time or len(errors[terms.name]) < 2:
             session.skipped.append(f"{pair.name} {terms.name} {shape.name}: out of time")
             continue
         about = {"pair": pair.name, "text": pair.text, "teacher_model": pair.teacher, "student_model": pair.student, "terms": terms.name}
@@ -120,10 +102,6 @@ def _run_pair(session: Session, pair: Pair, shape: Shape, say: Callable[[str], N
             session.rows.append(about | row)
             say(line(session.rows[-1]))
         session.write()
-
-
-def _late(session: Session) -> bool:
-    return time.perf_counter() - session.start > session.options.budget
 
 
 def measure_terms(bench: Workbench, terms: Terms, options: Options) -> list[Row]:
