@@ -47,7 +47,8 @@ def grams(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def gram_gradients(x: Tensor, y: Tensor, p: Tensor, q: Tensor, k: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor]:
     """X (p + pᵀ) + Y kᵀ and Y (q + qᵀ) + X k of the centred features; what is not needed is empty."""
-    p, q, k = ((p + p.T).to(x.dtype), (q + q.T).to(x.dtype), k.to(x.dtype))
+    p, q = ((matrix + matrix.T).to(x.dtype) if need else matrix for matrix, need in zip((p, q), needs, strict=True))
+    k = k.to(x.dtype)
     by_x, by_y = x.new_empty(x.shape if needs[0] else (0,)), y.new_empty(y.shape if needs[1] else (0,))
     tiles = _tiles(x, y)
     left_rows, right_rows = _Centred(x, tiles), _Centred(y, tiles)

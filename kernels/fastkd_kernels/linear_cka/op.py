@@ -46,10 +46,13 @@ def linear_cka(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
     if not fits or not x.is_floating_point():
         got = ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype} on {tensor.device}" for name, tensor in (("x", x), ("y", y)))
         raise ValueError(f"linear_cka needs x [N, C] and y [N, D] of one floating dtype on one device, got {got}")
-    recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    if not recorded and backends.plain_is_faster(backend, x, x.numel() + y.numel()):
+    if backends.plain_is_faster(backend, x, x.numel() + y.numel()):
         return reference.linear_cka(x, y)
-    return reference.alignment(*centred_grams(x, y, backends.resolve(backend, x))).to(accumulator(x))
+    p, q, k = centred_grams(x, y, backends.resolve(backend, x))
+    # a side without gradient needs none of its D × D numbers; a transform may still ask, unseen by requires_grad
+    if backends.runs_directly((x, y)):
+        p, q = p if x.requires_grad else p.detach(), q if y.requires_grad else q.detach()
+    return reference.alignment(p, q, k).to(accumulator(x))
 
 
 # The operators. Gram matrices are float64 whatever the features are: their squares then neither overflow nor vanish.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..projected_loss.kinds import accumulator
-from ..sums import total
+from ..sums import total_of_squares
 
 Grams = tuple[Tensor, Tensor, Tensor]
 
@@ -22,8 +22,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 
 def alignment(p: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """‖K‖² / (‖P‖ ‖Q‖) in float64, and 0 with derivative 0 where that is 0/0."""
-    p, q, k = p.double(), q.double(), k.double()
-    norm_p, norm_q, norm_k = (total(matrix.square().flatten()) for matrix in (p, q, k))
+    norm_p, norm_q, norm_k = (total_of_squares(matrix.double().flatten()) for matrix in (p, q, k))
     size = norm_p * norm_q
     degenerate = size == 0
     # the square root of 1 instead of 0 keeps the derivatives finite; the numerator is cut off too, because its second one is not 0
