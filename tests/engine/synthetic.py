@@ -144,4 +144,17 @@ def make_job(folder: Path, *options: str) -> Job:
     return Job("test", config, trainee, Schedule(config.train), Stream(config.run.seed, unlabelled=bool(terms)), validation, threads=1)
 
 
-__all__ = ["ATOMS", "CUTOFF", "Stream", "load_config", "make_batch", "make_config", "make_job", "neighbors", "seeded_model"]
+def same(one: Any, other: Any, path: str = "") -> None:
+    """Equal to the bit, but for clock times."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            if key != "seconds":
+                same(one[key], other[key], f"{path}/{key}")
+    else:
+        assert one == other, path
+
+
+__all__ = ["ATOMS", "CUTOFF", "Stream", "load_config", "make_batch", "make_config", "make_job", "neighbors", "same", "seeded_model"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +18,8 @@ from fastkd.engine.state import load_checkpoint
 from fastkd.engine.step import batch_loss
 from fastkd.errors import ConfigError, DataError
 from fastkd.teachers import CachedTeacher, LiveTeacher
+
+from .synthetic import same
 
 SILENT = Console(file=io.StringIO())
 TERMS = "distill.terms=[{kind: n2n}, {kind: v2v}, {kind: forces, weight: 2}, {kind: lkm, weight: 0.1}]"
@@ -57,18 +58,6 @@ def job_of(file: Path, folder: Path, teacher: Path, synthetic: Path, *options: s
     resume = (folder / "checkpoints").exists()
     job, _ = prepare(load_config(file, given), "test", Workbench(say=said.append), resume=resume)
     return job, said
-
-
-def same(one: Any, other: Any) -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            if key != "seconds":
-                same(one[key], other[key])
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)

@@ -18,8 +18,8 @@ from fastkd.engine.state import load_checkpoint
 from fastkd.engine.step import batch_loss
 from fastkd.errors import ConfigError
 
-from .synthetic import make_batch, make_job
-from .test_loop import BALANCED, SILENT, same
+from .synthetic import make_batch, make_job, same
+from .test_loop import BALANCED, SILENT
 from .test_run import KD, start
 
 TERMS = "distill.terms=[{kind: forces, weight: 0.5, weight_rule: gradient_ratio}, {kind: n2n, weight: 3}]"

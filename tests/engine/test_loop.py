@@ -20,7 +20,7 @@ from fastkd.engine.signals import Interrupted
 from fastkd.engine.state import FOLDER, load_checkpoint
 from fastkd.errors import CheckpointError, TrainingError
 
-from .synthetic import make_job
+from .synthetic import make_job, same
 
 SILENT = Console(file=io.StringIO())
 TERMS = "distill.terms=[{kind: n2n}, {kind: v2v}, {kind: energy}, {kind: forces, weight: 10}, {kind: n2n, projection: mlp}]"
@@ -39,19 +39,6 @@ SCHEDULES = {
     "step": ("train.schedule=step", "train.schedule_milestones=[3, 7]"),
     "plateau": ("train.schedule=plateau", "train.schedule_patience=0", "train.amsgrad=true"),
 }
-
-
-def same(one: Any, other: Any, path: str = "") -> None:
-    """Equal to the bit, but for clock times."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            if key != "seconds":
-                same(one[key], other[key], f"{path}/{key}")
-    else:
-        assert one == other, path
 
 
 def resumed(folder: Path, *options: str) -> Job:

@@ -20,7 +20,8 @@ from fastkd.engine.state import load_checkpoint
 from fastkd.errors import CheckpointError, ConfigError, DataError, UserError
 from fastkd.models import load_model
 
-from .test_loop import curve_without_clock, same
+from .synthetic import same
+from .test_loop import curve_without_clock
 
 KD = [
     "distill.terms=[{kind: n2n}, {kind: v2v}, {kind: energy}, {kind: forces, weight: 10}]",

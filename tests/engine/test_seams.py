@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 from fastkd.analysis.runs import Curve
@@ -17,6 +16,8 @@ from fastkd.engine.loop import Job, train
 from fastkd.engine.setup import Workbench, prepare
 from fastkd.engine.state import load_checkpoint
 from fastkd.teachers import CachedTeacher
+
+from .synthetic import same
 
 SILENT = Console(file=io.StringIO())
 FEATURES = "{kind: n2n, teacher: big}, {kind: v2v, teacher: small}"
@@ -33,18 +34,6 @@ def job_of(file: Path, folder: Path, *options: str, said: list[str] | None = Non
     folder.mkdir(parents=True, exist_ok=True)
     bench = Workbench(say=[].append if said is None else said.append)
     return prepare(load_config(file, given), "test", bench, resume=(folder / "checkpoints").exists())[0]
-
-
-def same(one: Any, other: Any, path: str = "") -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            if key != "seconds":
-                same(one[key], other[key], f"{path}.{key}")
-    else:
-        assert one == other, path
 
 
 def trained(file: Path, folder: Path, *options: str) -> dict[str, Any]:

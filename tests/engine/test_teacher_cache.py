@@ -22,8 +22,7 @@ from fastkd.teachers import LiveTeacher
 from fastkd.teachers.cache_file import CacheFile, open_cache
 from fastkd.teachers.store import MemoryStore
 
-from .synthetic import seeded_model
-from .test_loop import same
+from .synthetic import same, seeded_model
 
 TERMS = "distill.terms=[{kind: forces}, {kind: n2n, teacher_layer: regular_1}, {kind: e2n}]"
 

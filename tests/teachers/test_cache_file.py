@@ -1,10 +1,8 @@
-"""The cache on disk: the same bits as in memory, refused where it does not belong, and whole or not there, whatever kills the build."""
+"""The cache on disk: the same bits as in memory, and refused where it does not belong."""
 
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastkd.data import sink as sink_module
 from fastkd.data.batch import Batch
 from fastkd.data.rearrange import select_structures
 from fastkd.errors import CheckpointError, ConfigError, DataError
@@ -24,114 +21,14 @@ from fastkd.teachers import cache_build as build_module
 from fastkd.teachers import cache_reader as reader_module
 from fastkd.teachers import cache_shards as shards_module
 from fastkd.teachers.base import TeacherCost
-from fastkd.teachers.cache_build import CachePlan, build_shards, join
+from fastkd.teachers.cache_build import build_shards, join
 from fastkd.teachers.cache_dtypes import dtypes_of, rounded
 from fastkd.teachers.cache_file import merge, open_cache
 from fastkd.teachers.cache_key import CacheKey
-from fastkd.teachers.cache_shards import find_shards
 from fastkd.teachers.output import TeacherOutput
 from fastkd.teachers.store import MemoryStore, Rows
-from tests.distill.common import radius_graph
 
-CUTOFF = 3.0
-NEEDS = frozenset(
-    {
-        "energy",
-        "forces",
-        "atom_energy",
-        "node",
-        "vector",
-        "edge",
-        "edge_sum",
-        "edge_vector_sum",
-        "degree",
-        "node@regular_1",
-        "graph_feature",
-    }
-)
-#: What PaiNN has of it.
-PAINN = NEEDS - {"graph_feature"}
-
-
-def structure(number: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 to 6 atoms; of every fourth structure they are too far apart for an edge."""
-    generator = torch.Generator().manual_seed(number)
-    atoms = 1 + int(torch.randint(6, (), generator=generator))
-    spread = 9.0 if number % 4 == 3 else 1.3
-    place = spread * torch.arange(atoms)[:, None] * torch.tensor([1.0, 0.2, 0.0]) + 0.2 * torch.rand(atoms, 3, generator=generator)
-    return torch.tensor([1, 6, 8])[torch.randint(3, (atoms,), generator=generator)], place.to(dtype)
-
-
-def make_batch(numbers: Sequence[int], dtype: torch.dtype = torch.float32) -> Batch:
-    parts = [structure(number, dtype) for number in numbers]
-    counts = torch.tensor([len(kinds) for kinds, _ in parts])
-    positions, index = torch.cat([place for _, place in parts]), torch.repeat_interleave(counts)
-    return Batch(
-        atomic_numbers=torch.cat([kinds for kinds, _ in parts]),
-        positions=positions,
-        atom_ptr=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
-        graph_index=index,
-        cell=torch.zeros(len(parts), 3, 3, dtype=dtype),
-        pbc=torch.zeros(len(parts), 3, dtype=torch.bool),
-        energy=torch.zeros(len(parts), dtype=torch.float64),
-        forces=torch.zeros_like(positions),
-        labelled=torch.zeros(len(parts), dtype=torch.bool),
-        structure_index=torch.tensor(numbers),
-        graphs={CUTOFF: radius_graph(positions, index, CUTOFF)},
-    )
-
-
-class Chatty:
-    """Says random numbers that depend on the structure alone, in every shape there is; counts how often it was asked."""
-
-    hash, cutoff, dtype, device = "c" * 64, CUTOFF, torch.float32, torch.device("cpu")
-    offer = type("Offer", (), {"edge_rule": "all"})()
-
-    def __init__(self, scale: float = 1.0) -> None:
-        self.asked: list[int] = []
-        self.scale = scale
-
-    def ask(self, batch: Batch, needs: frozenset[str]) -> TeacherOutput:
-        return self(batch, needs)
-
-    def __call__(self, batch: Batch, needs: frozenset[str]) -> TeacherOutput:
-        self.asked += batch.structure_index.tolist()
-        graph = batch.graph(CUTOFF)
-        rows: dict[str, list[torch.Tensor]] = {}
-        edges = graph.csr.edge_ptr[batch.atom_ptr].diff().tolist()
-        for number, atoms, count in zip(batch.structure_index.tolist(), batch.atom_ptr.diff().tolist(), edges, strict=True):
-            generator = torch.Generator().manual_seed(number)
-            shapes = {"energy": (1,), "graph_feature": (1, 5), "forces": (atoms, 3), "atom_energy": (atoms,), "node": (atoms, 7)}
-            shapes |= {"vector": (atoms, 3, 4), "edge_sum": (atoms, 6), "edge_vector_sum": (atoms, 3, 6), "node@regular_1": (atoms, 2)}
-            shapes |= {"edge": (count, 6), "edge_direction": (count, 3)}
-            for name, shape in shapes.items():
-                dtype = torch.float64 if name == "energy" else torch.float32
-                rows.setdefault(name, []).append(self.scale * torch.randn(shape, generator=generator, dtype=dtype))
-        found: dict[str, Any] = {name: torch.cat(parts) for name, parts in rows.items()}
-        layers = {"node@regular_1": found.pop("node@regular_1")}
-        degree = graph.csr.edge_ptr.diff()
-        return TeacherOutput(graph=graph.csr, cutoff=CUTOFF, degree=degree, edge_shift=graph.edge_shift, layers=layers, **found)
-
-
-def make_plan(path: Path, numbers: Sequence[int], *, needs: frozenset[str] = NEEDS, dtype: Any = "own", teacher: Any = None) -> CachePlan:
-    key = CacheKey.of(teacher or Chatty(), dtypes_of(dtype, needs), data="d" * 64, data_dtype="float32")  # type: ignore[arg-type]
-    return CachePlan(key, path, tuple(tuple(numbers[first : first + 3]) for first in range(0, len(numbers), 3)))
-
-
-def built(path: Path, numbers: Sequence[int], teacher: Any = None, **options: Any) -> Path:
-    plan = make_plan(path, numbers, **options)
-    build_shards(plan, teacher or Chatty(), make_batch)
-    return join(plan)
-
-
-def assert_same(found: TeacherOutput, wanted: TeacherOutput, needs: frozenset[str] = NEEDS) -> None:
-    for need in needs:
-        assert found.get(need).dtype == wanted.get(need).dtype, need
-        assert torch.equal(found.get(need), wanted.get(need)), need
-    assert torch.equal(found.graph.edge_src, wanted.graph.edge_src)
-    assert torch.equal(found.graph.edge_dst, wanted.graph.edge_dst)
-    for name in ("edge_direction", "edge_shift"):
-        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+from .cache_common import CUTOFF, NEEDS, PAINN, Chatty, assert_same, built, make_batch, make_plan, structure
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -285,99 +182,6 @@ def test_the_key_sees_a_cutoff_that_no_weight_tells() -> None:
     assert len({key().hash, key(max_neighbors=3).hash, key(cutoff=4.0).hash}) == 3
 
 
-class Killed(Exception):  # noqa: N818
-    pass
-
-
-@pytest.mark.parametrize("after", [1, 4, 10])
-def test_a_killed_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    plan, teacher = make_plan(tmp_path / "t.h5", range(18)), Chatty()
-    monkeypatch.setattr(build_module, "SHARD_BYTES", 1)  # a shard for each batch
-
-    def dying(numbers: Sequence[int]) -> Batch:
-        if len(teacher.asked) >= after:
-            raise Killed
-        return make_batch(numbers)
-
-    # a kill closes no file
-    monkeypatch.setattr(shards_module.ShardWriter, "discard", lambda self: None)
-    with pytest.raises(Killed):
-        build_shards(plan, teacher, dying)
-    monkeypatch.undo()
-    left = list(plan.folder.glob(".*.partial"))
-    assert left
-    with pytest.raises(CheckpointError, match=r"are not built"):
-        join(plan)
-    before = len(teacher.asked)
-    report = build_shards(plan, teacher, make_batch)
-    assert (report.resumed, report.structures) == (before, 18 - before)
-    assert sorted(teacher.asked) == list(range(18))
-    with open_cache(join(plan)) as file:
-        assert_same(file.teacher(NEEDS)(make_batch([17, 0, 8])), teacher(make_batch([17, 0, 8]), NEEDS))
-    assert not list(plan.folder.glob(".*.partial"))
-
-
-@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.98])
-def test_half_a_shard_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: float) -> None:
-    monkeypatch.setattr(build_module, "SHARD_BYTES", 1)
-    plan, teacher = make_plan(tmp_path / "t.h5", range(9)), Chatty()
-    build_shards(plan, teacher, make_batch)
-    victim = find_shards(plan.folder, plan.hash)[1].path
-    data = victim.read_bytes()
-    victim.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
-    teacher.asked.clear()
-    assert build_shards(plan, teacher, make_batch).structures == 3
-    assert teacher.asked == [3, 4, 5]
-    with open_cache(join(plan)) as file:
-        assert_same(file.teacher(NEEDS)(make_batch([4, 8])), teacher(make_batch([4, 8]), NEEDS))
-
-
-def test_shards_of_another_plan_are_not_used(tmp_path: Path) -> None:
-    one, other = make_plan(tmp_path / "t.h5", range(6)), make_plan(tmp_path / "t.h5", range(9))
-    build_shards(one, Chatty(), make_batch)
-    assert one.folder != other.folder
-    assert build_shards(other, Chatty(), make_batch).structures == 9
-    assert not find_shards(one.folder, other.hash)
-
-
-@pytest.mark.parametrize("world", [2, 3, 7])
-def test_ranks_share_the_work_and_join(tmp_path: Path, world: int) -> None:
-    plan, teacher = make_plan(tmp_path / "t.h5", range(20)), Chatty()
-    for rank in reversed(range(world)):
-        if rank < world - 1:
-            with pytest.raises(CheckpointError, match="run the same command for the ranks that are left"):
-                join(plan)
-        build_shards(plan, teacher, make_batch, rank=rank, world=world)
-    assert sorted(teacher.asked) == list(range(20))
-    with open_cache(join(plan)) as file:
-        assert len(file.shards) == world
-        batch = make_batch([19, 3, 0, 12])
-        assert_same(file.teacher(NEEDS)(batch), teacher(batch, NEEDS))
-    # strangers see whole arrays, in the order of structure_index
-    with h5py.File(plan.path) as raw:
-        assert raw["node"].is_virtual
-        place = raw["atom_ptr"][:]
-        for k, number in enumerate(raw["structure_index"][:].tolist()):
-            assert np.array_equal(raw["node"][place[k] : place[k + 1]], teacher(make_batch([number]), NEEDS).node.numpy())
-    for rank in (-1, world):
-        with pytest.raises(ConfigError, match="ranks count from 0"):
-            build_shards(plan, teacher, make_batch, rank=rank, world=world)
-
-
-def test_moved_together_file_and_shards_still_belong_together(tmp_path: Path) -> None:
-    path = built(tmp_path / "a" / "t.h5", range(6))
-    path.parent.rename(tmp_path / "b")
-    with open_cache(tmp_path / "b" / "t.h5") as file:
-        assert_same(file.teacher(NEEDS)(make_batch([1, 4])), Chatty()(make_batch([1, 4]), NEEDS))
-
-
-def test_structures_come_once_and_there_is_at_least_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="twice"):
-        build_shards(make_plan(tmp_path / "t.h5", [0, 1, 0]), Chatty(), make_batch)
-    with pytest.raises(DataError, match="no structure"):
-        build_shards(make_plan(tmp_path / "t.h5", []), Chatty(), make_batch)
-
-
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.0), ("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
 def test_errors_of_dtypes_are_measured(tmp_path: Path, dtype: str, bound: float) -> None:
     numbers = list(range(12))
@@ -413,87 +217,6 @@ def test_dtypes_by_need() -> None:
         dtypes_of({"energy": "float16"}, needs)
     with pytest.raises(ConfigError, match="names 'vector', which no term asks"):
         dtypes_of({"vector": "float16"}, needs)
-
-
-def test_numbers_too_large_for_a_dtype_are_an_error(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path / "t.h5", range(3), dtype="float16")
-    with pytest.raises(DataError, match=r"reaches .*, which float16 cannot hold"):
-        build_shards(plan, Chatty(scale=1e6), make_batch)  # type: ignore[arg-type]
-    assert not list(plan.folder.glob("*"))
-
-
-@pytest.mark.parametrize("room", [0, 700, 9000, 20000])
-def test_a_full_disk_is_said_and_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    class SmallDisk(sink_module.Sink):
-        def __init__(self, path: Path) -> None:
-            super().__init__(path)
-            self._file = Limited(self._file)  # type: ignore[assignment]
-
-    class Limited:
-        def __init__(self, file: Any) -> None:
-            self._file, self._left = file, room
-
-        def write(self, data: bytes) -> int:
-            if len(data) > self._left:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            self._left -= len(data)
-            return int(self._file.write(data))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._file, name)
-
-    plan, teacher = make_plan(tmp_path / "t.h5", range(30)), Chatty()
-    with monkeypatch.context() as patch:
-        patch.setattr(shards_module, "Sink", SmallDisk)
-        with pytest.raises(DataError, match=r"the disk is full \(No space left on device\)\. Free some space"):
-            build_shards(plan, teacher, make_batch)  # type: ignore[arg-type]
-    assert not list(plan.folder.glob("*"))
-    assert not list(plan.folder.glob(".*"))
-    build_shards(plan, teacher, make_batch)  # type: ignore[arg-type]
-    with monkeypatch.context() as patch:
-        patch.setattr(build_module, "Sink", SmallDisk)
-        if room <= 9000:
-            with pytest.raises(DataError, match="the disk is full"):
-                join(plan)
-            assert not plan.path.exists()
-            assert not list(tmp_path.glob(".*"))
-    join(plan)
-    open_cache(plan.path).close()
-
-
-def test_damage_is_noticed(tmp_path: Path) -> None:
-    path = built(tmp_path / "t.h5", range(30))
-    with open_cache(path) as file:
-        shard, size = file.shards[0]
-        file.check()
-    whole = shard.read_bytes()
-    with h5py.File(shard) as raw:
-        offset = raw["node"].id.get_chunk_info(0).byte_offset
-    # one flipped bit in a number
-    shard.write_bytes(whole[: offset + 5] + bytes([whole[offset + 5] ^ 16]) + whole[offset + 6 :])
-    with open_cache(path) as file:
-        with pytest.raises(DataError, match=r"node cannot be read .*damaged or truncated"):
-            file.teacher(NEEDS)(make_batch([0]))
-        with pytest.raises(DataError, match="node cannot be read"):
-            file.check()
-    shard.write_bytes(whole[:-10])
-    with pytest.raises(DataError, match=f"has {size - 10:,} bytes instead of {size:,}"):
-        open_cache(path)
-    shard.unlink()
-    with pytest.raises(DataError, match="is not there"):
-        open_cache(path)
-    shard.write_bytes(whole)
-    data = path.read_bytes()
-    for bad in (b"", data[: len(data) // 2], b"no HDF5 at all", data[:-1]):
-        path.write_bytes(bad)
-        with pytest.raises(DataError):
-            open_cache(path)
-    with h5py.File(path, "w") as raw:
-        raw.attrs["format"] = "fastkd"
-    with pytest.raises(DataError, match="no cache of teacher outputs"):
-        open_cache(path)
-    with pytest.raises(DataError, match=r"no such file\. Build it: fastkd cache build"):
-        open_cache(tmp_path / "other.h5")
 
 
 def test_new_and_moved_structures_are_asked_live(tmp_path: Path) -> None:

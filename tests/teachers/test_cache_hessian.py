@@ -15,7 +15,7 @@ from fastkd.teachers import CachedTeacher, LiveTeacher, Teacher
 from fastkd.teachers.cache_file import CacheFile, open_cache
 from fastkd.teachers.hessian import all_rows, sample_rows
 
-from .test_cache_file import CUTOFF, assert_same, built, make_batch
+from .cache_common import CUTOFF, assert_same, built, make_batch
 
 EXACT, NEAR = "hessian_rows@exact", "hessian_rows@0.01"
 NEEDS = frozenset({"energy", "forces", "node", "edge", EXACT, NEAR})
