@@ -91,7 +91,8 @@ class TrialRow:
 
 def _split_columns(split: str) -> list[tuple[str, str]]:
     errors = [(f"{split}_{what}_mae{end}", unit) for what, unit in (("energy", "eV/atom"), ("forces", "eV/Å")) for end in ("", "_std")]
-    return errors + [(f"{split}_gap_{what}{end}", "%") for what in ("energy", "forces") for end in ("", "_low", "_high")]
+    kinds = [(f"{split}_{kind}_{what}", "%") for kind in ("gap", "reduced") for what in ("energy", "forces")]
+    return errors + [(f"{name}{end}", unit) for name, unit in kinds for end in ("", "_low", "_high")]
 
 
 CSV_COLUMNS: tuple[tuple[str, str], ...] = (
@@ -124,12 +125,24 @@ class Ablation:
     notes: tuple[str, ...] = field(default=())  #: budget, trials that were dropped, and the like
 
     @property
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """Name and unit of each column; without a teacher there is no gap to close, but an error to reduce."""
+        kind = "MAE reduced" if self._reduced else "gap closed"
+        return tuple((name.replace("gap closed", kind), unit) for name, unit in COLUMNS)
+
+    @property
+    def _reduced(self) -> bool:
+        measured = [row for trial in self.rows for row in (trial.val, trial.test) if row is not None]
+        return any(row.reduced_energy is not None for row in measured)
+
+    @property
     def caption(self) -> str:
         """What the numbers are."""
+        kind = "MAE reduced" if self._reduced else "Gap closed"
         return (
             f"Errors on {self.validation} validation structures (val), which choose, and once, of what was chosen and what it is compared "
             f"with, on {self.test} test structures. Chosen: '{self.chosen}', the smallest score = a_E · MAE(E) + a_F · MAE(F) on validation, mean "
-            "over seeds. ± is the standard deviation over seeds. Gap closed is against 'student alone' with as many steps; 95 % intervals from "
+            f"over seeds. ± is the standard deviation over seeds. {kind} is against 'student alone' with as many steps; 95 % intervals from "
             f"{self.resamples} paired resamples of structures and seeds. The validation structures have also chosen each run's best step, "
             "so that val flatters; the best of many flatters itself further. Step: median of a training step; × alone: over a step without terms; "
             "terms add: median of paired differences with and without each. " + " ".join(self.notes)
@@ -137,7 +150,7 @@ class Ablation:
 
     def markdown(self) -> str:
         """A Markdown table with its caption."""
-        header = [f"{name} [{unit}]" if unit else name for name, unit in COLUMNS]
+        header = [f"{name} [{unit}]" if unit else name for name, unit in self.columns]
         lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(COLUMNS) - 1)]) + "|"]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells()) + " |" for row in self.rows]
         return "\n".join([*lines, "", self.caption]) + "\n"
@@ -146,7 +159,7 @@ class Ablation:
         """A page that stands alone."""
         from fastkd.analysis.page import CSS
 
-        head = "".join(f"<th>{escape(name)}<small>{escape(unit)}</small></th>" for name, unit in COLUMNS)
+        head = "".join(f"<th>{escape(name)}<small>{escape(unit)}</small></th>" for name, unit in self.columns)
         body = "\n".join(
             f'<tr class="{"teacher" if row.chosen else ""}">'
             + "".join(f"<td>{escape(cell).replace('**', '')}</td>" for cell in row.cells())
@@ -175,12 +188,17 @@ class Ablation:
 def _errors(row: Row | None) -> Sequence[str]:
     if row is None:
         return ("–",) * 4
-    gaps = ("–" if gap is None else str(gap) for gap in (row.gap_energy, row.gap_forces))
+    pairs = (row.gap_energy, row.reduced_energy), (row.gap_forces, row.reduced_forces)
+    gaps = (str(gap) if gap is not None else "–" if reduced is None else str(reduced) for gap, reduced in pairs)
     return (row.metrics["energy_mae_per_atom"].text(2, 1000), row.metrics["forces_mae"].text(1, 1000), *gaps)
 
 
 def _error_numbers(row: Row | None) -> list[str]:
     if row is None:
-        return [""] * 10
+        return [""] * 16
     spreads = (row.metrics["energy_mae_per_atom"], row.metrics["forces_mae"])
-    return [number(value) for spread in spreads for value in (spread.mean, spread.std)] + gap_numbers(row.gap_energy, row.gap_forces)
+    return [number(value) for spread in spreads for value in (spread.mean, spread.std)] + _gap_numbers(row)
+
+
+def _gap_numbers(row: Row) -> list[str]:
+    return gap_numbers(row.gap_energy, row.gap_forces, row.reduced_energy, row.reduced_forces)

@@ -22,7 +22,7 @@ from fastkd.engine.state import load_checkpoint
 from fastkd.engine.trials import make_trials
 from fastkd.errors import CheckpointError, ConfigError
 
-from .test_loop import same
+from .synthetic import same
 
 TERMS = "distill.terms=[{kind: n2n, weight: 2}, {kind: forces, weight: 10}]"
 
@@ -114,6 +114,23 @@ def test_rungs(config_file: Path, teacher_folder: Path) -> None:
     assert steps(8, "ablate.steps=900", "ablate.halving=3") == [300, 900]
     # a run that ends in its warm-up says nothing
     assert steps(64, "ablate.steps=10", "ablate.halving=2") == [3, 5, 10]
+
+
+def test_without_a_teacher_the_table_says_what_errors_were_reduced(config_file: Path, tmp_path: Path) -> None:
+    options = ["ablate.overhead_steps=0", "train.steps=6", "ablate.seeds=[0, 1]"]
+    found, _ = run(load_config(config_file, ["distill.terms=[{kind: lkm}]", "ablate.weight_factors=[10]", *options]))
+    rows = {row.name: row for row in found.rows}
+    assert rows.keys() == {"alone", "base", "lkm-weight-10"}
+    reduced = rows["base"].val.reduced_forces
+    errors = [rows[name].val.metrics["forces_mae"].mean for name in ("alone", "base")]
+    assert reduced.percent == pytest.approx(100 * (errors[0] - errors[1]) / errors[0])
+    assert str(reduced) in rows["base"].cells()
+    assert "MAE reduced, forces [val, % [95 %]]" in found.markdown()
+    assert "gap closed" not in found.markdown().lower()
+    with (tmp_path / "run" / "ablation.csv").open(encoding="utf-8") as file:
+        table = {row["name"]: row for row in csv.DictReader(file)}
+    assert float(table["base"]["val_reduced_forces"]) == pytest.approx(reduced.percent)
+    assert table["base"]["val_gap_forces"] == table["alone"]["val_reduced_forces"] == ""
 
 
 def test_one_table_chosen_on_validation_and_tested_once(config_file: Path, tmp_path: Path, teacher_folder: Path) -> None:
