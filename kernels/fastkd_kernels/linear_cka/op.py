@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import backends, blas
 from ..projected_loss.kinds import accumulator
-from . import reference
+from . import reference, small
 
 Pair = tuple[Tensor, Tensor]
 
@@ -46,8 +46,9 @@ def linear_cka(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
     if not fits or not x.is_floating_point():
         got = ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype} on {tensor.device}" for name, tensor in (("x", x), ("y", y)))
         raise ValueError(f"linear_cka needs x [N, C] and y [N, D] of one floating dtype on one device, got {got}")
-    if backends.plain_is_faster(backend, x, x.numel() + y.numel()):
-        return reference.linear_cka(x, y)
+    below = backends.PLAIN_LOSS_BELOW if small.few_nodes(x, y) else backends.PLAIN_BELOW
+    if backends.plain_is_faster(backend, x, x.numel() + y.numel(), below):
+        return small.linear_cka(x, y)
     p, q, k = centred_grams(x, y, backends.resolve(backend, x))
     # a side without gradient needs none of its D × D numbers; a transform may still ask, unseen by requires_grad
     if backends.runs_directly((x, y)):

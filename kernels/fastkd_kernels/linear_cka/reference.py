@@ -22,7 +22,11 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 
 def alignment(p: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """‖K‖² / (‖P‖ ‖Q‖) in float64, and 0 with derivative 0 where that is 0/0."""
-    norm_p, norm_q, norm_k = (total_of_squares(matrix.double().flatten()) for matrix in (p, q, k))
+    return quotient(*(total_of_squares(matrix.double().flatten()) for matrix in (p, q, k)))
+
+
+def quotient(norm_p: Tensor, norm_q: Tensor, norm_k: Tensor) -> Tensor:
+    """The similarity from ‖P‖², ‖Q‖² and ‖K‖², in float64."""
     size = norm_p * norm_q
     degenerate = size == 0
     # the square root of 1 instead of 0 keeps the derivatives finite; the numerator is cut off too, because its second one is not 0
