@@ -45,10 +45,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     for override in overrides:
         apply_override(tree, override)
     config = validate(tree, str(source) if path is not None else "the quickstart config")
-    for name, values in (("arms", [arm.name for arm in config.compare.arms]), ("seeds", [str(seed) for seed in config.compare.seeds])):
+    named = {
+        "compare.arms": [arm.name for arm in config.compare.arms],
+        "compare.seeds": [str(seed) for seed in config.compare.seeds],
+        "ablate.seeds": [str(seed) for seed in config.ablate.seeds],
+    }
+    for name, values in named.items():
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
-            raise ConfigError(f"compare.{name}: {', '.join(twice)} is given twice; each run needs a folder of its own")
+            raise ConfigError(f"{name}: {', '.join(twice)} is given twice; each run needs a folder of its own")
     if not config.compare.arms:
         check_sense(config)
     for number, arm in enumerate(config.compare.arms):

@@ -108,7 +108,7 @@ def _shown(gap: object) -> list[float]:
 
 
 def write_table(out: Path, cases: Sequence[str], resamples: int = 1000) -> str:
-    """The table of all finished cases, in ``table.md`` and ``table.csv``.
+    """The table of some finished cases, in ``table.md`` and ``table.csv``, which are replaced.
 
     Returns:
         The Markdown.
@@ -142,7 +142,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("options", nargs="*", metavar="a.b=c", help="options of both configs to change")
     parser.add_argument("--data", type=Path, default=Path("runs/lkm"), help="folder of qm9.h5 and ethanol.h5 (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/lkm"), help="folder for runs and table (default: %(default)s)")
-    parser.add_argument("--only", action="append", choices=CASES, default=[], help="this case (may be given more than once; default: all)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=CASES,
+        default=[],
+        help="train and show this case alone (may be given more than once; default: all)",
+    )
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the intervals (default: %(default)s)")
     args = parser.parse_intermixed_args(arguments)
     cases = list(dict.fromkeys(args.only)) or list(CASES)
@@ -155,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except Interrupted as stop:
         print(f"{stop}; the same command goes on from there", file=sys.stderr)
-        return 130
+        return stop.exit_code
     return 0
 
 

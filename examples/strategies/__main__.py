@@ -26,6 +26,7 @@ from fastkd.data import DataWriter
 from fastkd.data.select import open_data_file
 from fastkd.engine.datasets import evenly
 from fastkd.engine.run import run as train
+from fastkd.engine.signals import Interrupted
 from fastkd.errors import ConfigError, UserError
 from fastkd.files import write_text
 
@@ -156,7 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Read the command line, do what is left to do, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("options", nargs="*", metavar="a.b=c", help="options of arms.yaml, such as train.steps=100")
-    parser.add_argument("--only", nargs="+", choices=("embedded", "ethanol", "aspirin"), help="data sets (default: all three)")
+    parser.add_argument(
+        "--only", nargs="+", choices=("embedded", "ethanol", "aspirin"), help="data sets to train on and show (default: all three)"
+    )
     parser.add_argument("--rmd17", type=Path, help="folder of rmd17_ethanol.npz and rmd17_aspirin.npz")
     parser.add_argument("--splits", type=Path, help="folder of the archive's index files, if the npz have none inside")
     parser.add_argument("--ethanol-teacher", type=Path, help="a PaiNN that SchNetPack trained on rMD17 ethanol, as its state dict")
@@ -175,6 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"{stop}; the same command goes on from there", file=sys.stderr)
+        return stop.exit_code
     print(text)
     return 0
 

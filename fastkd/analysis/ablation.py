@@ -125,23 +125,38 @@ class Ablation:
     notes: tuple[str, ...] = field(default=())  #: budget, trials that were dropped, and the like
 
     @property
+    def shown(self) -> tuple[int, ...]:
+        """Which of `COLUMNS` the table has, in order: none of forces where no structure has forces."""
+        forces = any(not math.isnan(row.metrics["forces_mae"].mean) for row in self._measured)
+        return tuple(i for i, (name, _) in enumerate(COLUMNS) if forces or "force" not in name)
+
+    @property
     def columns(self) -> tuple[tuple[str, str], ...]:
         """Name and unit of each column; without a teacher there is no gap to close, but an error to reduce."""
         kind = "MAE reduced" if self._reduced else "gap closed"
-        return tuple((name.replace("gap closed", kind), unit) for name, unit in COLUMNS)
+        return tuple((name.replace("gap closed", kind), unit) for name, unit in (COLUMNS[i] for i in self.shown))
+
+    @property
+    def lines(self) -> tuple[tuple[str, ...], ...]:
+        """Cells of each row, in the order of `columns`."""
+        return tuple(tuple(row.cells()[i] for i in self.shown) for row in self.rows)
+
+    @property
+    def _measured(self) -> list[Row]:
+        return [row for trial in self.rows for row in (trial.val, trial.test) if row is not None]
 
     @property
     def _reduced(self) -> bool:
-        measured = [row for trial in self.rows for row in (trial.val, trial.test) if row is not None]
-        return any(row.reduced_energy is not None for row in measured)
+        return any(row.reduced_energy is not None for row in self._measured)
 
     @property
     def caption(self) -> str:
         """What the numbers are."""
         kind = "MAE reduced" if self._reduced else "Gap closed"
+        score = "a_E · MAE(E) + a_F · MAE(F)" if len(self.shown) == len(COLUMNS) else "a_E · MAE(E)"
         return (
             f"Errors on {self.validation} validation structures (val), which choose, and once, of what was chosen and what it is compared "
-            f"with, on {self.test} test structures. Chosen: '{self.chosen}', the smallest score = a_E · MAE(E) + a_F · MAE(F) on validation, mean "
+            f"with, on {self.test} test structures. Chosen: '{self.chosen}', the smallest score = {score} on validation, mean "
             f"over seeds. ± is the standard deviation over seeds. {kind} is against 'student alone' with as many steps; 95 % intervals from "
             f"{self.resamples} paired resamples of structures and seeds. The validation structures have also chosen each run's best step, "
             "so that val flatters; the best of many flatters itself further. Step: median of a training step; × alone: over a step without terms; "
@@ -151,8 +166,8 @@ class Ablation:
     def markdown(self) -> str:
         """A Markdown table with its caption."""
         header = [f"{name} [{unit}]" if unit else name for name, unit in self.columns]
-        lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(COLUMNS) - 1)]) + "|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells()) + " |" for row in self.rows]
+        lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in self.lines]
         return "\n".join([*lines, "", self.caption]) + "\n"
 
     def html(self) -> str:
@@ -162,9 +177,9 @@ class Ablation:
         head = "".join(f"<th>{escape(name)}<small>{escape(unit)}</small></th>" for name, unit in self.columns)
         body = "\n".join(
             f'<tr class="{"teacher" if row.chosen else ""}">'
-            + "".join(f"<td>{escape(cell).replace('**', '')}</td>" for cell in row.cells())
+            + "".join(f"<td>{escape(cell).replace('**', '')}</td>" for cell in cells)
             + "</tr>"
-            for row in self.rows
+            for row, cells in zip(self.rows, self.lines, strict=True)
         )
         title = escape(f"fastkd ablation: {self.root.resolve().name}")
         return (

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,7 @@ def _same_structures(first: NDArray[np.int64], second: NDArray[np.int64], first_
 
 
 def gap_closed(student: Errors, distilled: Errors, teacher: Errors, *, resamples: int = 1000, seed: int = 0) -> Gap:
-    """Gap closed with its interval.
+    """Gap closed with its interval, on the seeds that student and distilled student share; on all, unpaired, if they share none.
 
     Args:
         student: errors of the student trained on labels alone.
@@ -132,20 +132,21 @@ def gap_closed(student: Errors, distilled: Errors, teacher: Errors, *, resamples
     for name, other in (("distilled student", distilled), ("teacher", teacher)):
         _same_structures(student.structure_index, other.structure_index, "student", name)
         _same_atoms(student.count, other.count, "student", name)
+    student, distilled = _alike(student, distilled)
     percent = _percent(*(np.array([errors.mae_by_seed().mean()]) for errors in (student, distilled, teacher)))[0]
     rng = np.random.default_rng(seed)
     structures = len(student.count)
     weights = rng.multinomial(structures, np.full(structures, 1 / structures), size=resamples).astype(np.float64)
     student_seeds = _seed_weights(rng, len(student.seeds), resamples)
-    paired = student.seeds == distilled.seeds
-    distilled_seeds = student_seeds if paired else _seed_weights(rng, len(distilled.seeds), resamples)
+    distilled_seeds = student_seeds if student.seeds == distilled.seeds else _seed_weights(rng, len(distilled.seeds), resamples)
     samples = _percent(
         _resampled(student, weights, student_seeds),
         _resampled(distilled, weights, distilled_seeds),
         _resampled(teacher, weights, _seed_weights(rng, len(teacher.seeds), resamples)),
     )
     undefined = np.isnan(samples)
-    if math.isnan(percent) or undefined.mean() > UNDEFINED_SHARE:
+    # one structure cannot say how others would have come out
+    if structures < 2 or math.isnan(percent) or undefined.mean() > UNDEFINED_SHARE:
         return Gap(float(percent), math.nan, math.nan)
     low, high = np.quantile(samples[~undefined], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Gap(float(percent), float(low), float(high))
@@ -158,6 +159,15 @@ def error_reduced(baseline: Errors, other: Errors, *, resamples: int = 1000, see
     """
     perfect = Errors(np.zeros((1, len(baseline.count))), baseline.count, baseline.structure_index, (0,))
     return gap_closed(baseline, other, perfect, resamples=resamples, seed=seed)
+
+
+def _alike(one: Errors, two: Errors) -> tuple[Errors, Errors]:
+    """Both on the seeds that they share, in one order; as they are if they share none."""
+    common = tuple(seed for seed in dict.fromkeys(one.seeds) if seed in two.seeds)
+    if not common:
+        return one, two
+    first, second = (replace(e, total=e.total[[e.seeds.index(seed) for seed in common]], seeds=common) for e in (one, two))
+    return first, second
 
 
 def _seed_weights(rng: np.random.Generator, seeds: int, resamples: int) -> NDArray[np.float64]:

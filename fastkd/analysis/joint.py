@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastkd.analysis.runs import CONFIG, Run, find_runs
+from fastkd.config import TermConfig
 from fastkd.config_loading import read_yaml, validate
 from fastkd.errors import ConfigError, DataError
 
@@ -71,7 +72,9 @@ def gather(folders: Sequence[Path], *, baseline: str = "", teacher: str = "") ->
         DataError: if two runs were tested on different structures or labels, or one config and seed has given different models.
     """
     runs = _distinct(run for folder in folders for run in find_runs(folder))
-    extra = Path(teacher) if teacher and Path(teacher).is_dir() else None
+    # the path that a run's own config calls its teacher by is a name here, although it may be the folder of a model
+    known = any(run.summary.role == "teacher" and _called(run, teacher) for run in runs)
+    extra = Path(teacher) if teacher and not known and Path(teacher).is_dir() else None
     if extra is not None:
         runs = _distinct([*runs, *find_runs(extra)])
     for run in runs[1:]:
@@ -127,14 +130,16 @@ def _split(runs: Sequence[Run], name: str, folder: Path | None) -> tuple[list[Ru
     """Runs of the teacher, and of the students."""
     if folder is not None:
         inside = [run for run in runs if folder.resolve() in (run.folder.resolve(), *run.folder.resolve().parents)]
-        chosen = _means([run for run in inside if run.summary.role == "teacher"]) or inside
+        # a run that was distilled itself holds its own teacher, which is not the one that is named
+        itself = [run for run in inside if run.folder.resolve() == folder.resolve()]
+        chosen = itself or _means([run for run in inside if run.summary.role == "teacher"]) or inside
         if len({_who(run) for run in chosen}) > 1:
             raise ConfigError(f"--teacher {name} holds {len(chosen)} runs; name the folder of one")
         return chosen[:1], [run for run in runs if run.summary.role == "student" and run not in chosen]
     teachers = [run for run in runs if run.summary.role == "teacher"]
     students = [run for run in runs if run.summary.role == "student"]
     if name:
-        found = [run for run in teachers if name in (run.summary.title, run.summary.name, run.summary.extra.get("path"), _who(run))]
+        found = [run for run in teachers if _called(run, name)]
         if not found and (group := next((group for group in _groups(students) if group.called(name)), None)):
             return group.runs, [run for run in students if run not in group.runs]
         if not found:
@@ -147,6 +152,10 @@ def _split(runs: Sequence[Run], name: str, folder: Path | None) -> tuple[list[Ru
         which = ", ".join(sorted({str(run.summary.extra.get("path") or run.folder) for run in teachers}))
         raise ConfigError(f"there are several teachers ({which}); name the one that gaps are measured to by --teacher")
     return teachers[:1], students
+
+
+def _called(run: Run, name: str) -> bool:
+    return name in (run.summary.title, run.summary.name, run.summary.extra.get("path"), _who(run))
 
 
 def _means(teachers: list[Run]) -> list[Run]:
@@ -233,5 +242,13 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list) and value and all(isinstance(item, dict) and "kind" in item for item in value):
-        return " + ".join(f"{item['kind']} (λ {item.get('weight', 1.0):g})" for item in value)
+        return " + ".join(_term(item) for item in value)
     return str(value) if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def _term(item: dict[str, Any]) -> str:
+    """A term by its kind, its λ, and whatever else is not as it is by default."""
+    usual = TermConfig(kind=item["kind"]).model_dump(mode="json")
+    rest = [f"{key} {_text(value)}" for key, value in item.items() if key not in ("kind", "weight") and value != usual.get(key)]
+    inside = ", ".join([f"λ {item.get('weight', 1.0):g}", *rest])
+    return f"{item['kind']} ({inside})"

@@ -55,22 +55,22 @@ def headline(rows: Sequence[Row]) -> str:
     baseline = next((row for row in rows if row.role == "student"), rows[0])
     if teacher is not None and gaps:
         best = max(gaps, key=lambda row: row.gap_forces.percent if row.gap_forces else -math.inf)
-        share = 100 * best.parameters / teacher.parameters
         return (
             f"“{best.title}” closes {best.gap_forces} % of the force gap between “{baseline.title}” and the teacher and "
-            f"{best.gap_energy} % of the energy gap, with {share:.1f} % of the teacher's parameters."
+            f"{best.gap_energy} % of the energy gap{_share(best, teacher)}."
         )
     if teacher is not None and on_energies:
         best = max(on_energies, key=lambda row: row.gap_energy.percent if row.gap_energy else -math.inf)
-        share = 100 * best.parameters / teacher.parameters
-        return (
-            f"“{best.title}” closes {best.gap_energy} % of the energy gap between “{baseline.title}” and the teacher, with {share:.1f} % of "
-            "the teacher's parameters."
-        )
+        return f"“{best.title}” closes {best.gap_energy} % of the energy gap between “{baseline.title}” and the teacher{_share(best, teacher)}."
     row = rows[-1]
     _, energy, forces, *_ = row.cells()
     measured = f"energy MAE {energy} meV/atom" + ("" if math.isnan(row.metrics["forces_mae"].mean) else f", force MAE {forces} meV/Å")
     return f"“{row.title or row.name}”: {measured} on the test structures."
+
+
+def _share(student: Row, teacher: Row) -> str:
+    """In words; calculators of other packages do not tell how many parameters they have."""
+    return f", with {100 * student.parameters / teacher.parameters:.1f} % of the teacher's parameters" if teacher.parameters else ""
 
 
 def _table(report: Report) -> str:

@@ -122,8 +122,10 @@ class Report:
     def caption(self) -> str:
         """What the numbers are, in a sentence or two."""
         structures, free = len(self.runs[0].predictions.natoms), self.runs[0].predictions.free
-        seeds = max(len(row.seeds) for row in self.rows)
-        spread = f" Mean ± standard deviation over {seeds} seeds." if seeds > 1 else ""
+        students = [row for row in self.rows if row.role == "student"]
+        seeds = max((len(row.seeds) for row in students), default=1)
+        fewer = ", ".join(f"'{row.title or row.name}' {len(row.seeds)}" for row in students if len(row.seeds) < seeds)
+        spread = f" Mean ± standard deviation over {seeds} seeds{fewer and f' ({fewer})'}." if seeds > 1 else ""
         atoms = "" if free is None else f", of forces on the {int(free.sum())} free ones of their {len(free)} atoms"
         text = f"Errors on {structures} test structures{atoms}.{spread}"
         if any(row.gap_energy is not None for row in self.rows):
@@ -265,7 +267,9 @@ def make_rows(runs: Sequence[Run], resamples: int) -> list[Row]:
     errors = {key: (energy_errors(group), forces_errors(group)) for key, group in groups.items()}
     if len({forces is None for _, forces in errors.values()}) > 1:
         raise DataError("some runs were tested on energies alone and others on forces too, so they cannot be compared; evaluate one anew")
-    teacher = next((key for key, group in groups.items() if group[0].summary.role == "teacher"), None)
+    # of several teachers the mean; where they have none, there is no single gap
+    taught = [key for key, group in groups.items() if group[0].summary.role == "teacher"]
+    teacher = "teacher/teacher" if "teacher/teacher" in taught else taught[0] if len(taught) == 1 else None
     baseline = next((key for key, group in groups.items() if group[0].summary.role == "student"), None)
     rows = []
     for key, group in groups.items():

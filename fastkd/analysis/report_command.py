@@ -17,7 +17,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         default="",
         metavar="NAME",
-        help="student that 'gap closed' is measured from: title, name or folder (default: the first arm; of several folders the first not distilled)",
+        help="student that 'gap closed' or 'MAE reduced' is measured from: title, name or folder (default: the first arm; of several folders the first not distilled)",
     )
     parser.add_argument(
         "--teacher",
@@ -25,9 +25,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="teacher that it is measured to: title, file, or folder of any finished run (default: the only one)",
     )
-    parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="resamples for the interval of 'gap closed' (default 1000)"
-    )
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for the intervals (default 1000)")
     parser.add_argument("--html", action=argparse.BooleanOptionalAction, default=True, help="write report.html (default yes)")
     parser.add_argument(
         "--format",

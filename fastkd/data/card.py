@@ -93,11 +93,13 @@ def make_card(
     if references is None:
         references = fit_reference(compositions(labelled), np.array([s.energy for s in labelled], dtype=np.float64))
     chosen = list(structures.values())
+    # of all forces of a file there is one pass
+    without = {"energy": data.missing_labels(forces=False), "forces": data.missing_labels()}
     facts = {
         "structures": f"{len(data):,} in the file, {len(used):,} used" if selection else f"{len(data):,}",
         "level of theory": data.level_of_theory or "not stated",
         "units": "energy eV, length Å, forces eV/Å",
-        "labels": _labels(data, used),
+        "labels": _labels(without, used),
         "systems": _systems(data.systems[used]),
         "elements": ", ".join(chemical_symbols[number] for number in sorted(elements(data, used))) or "none",
         "atoms": _range(np.diff(data.atom_ptr)[used]),
@@ -110,10 +112,10 @@ def make_card(
     if len(everything) < len(used):
         facts["statistics"] = f"of energies and forces: from at most {MAX_STRUCTURES:,} structures of each split, evenly spaced"
     # a file of energies lacks nothing; one without any label lacks both
-    on_energies = len(data.missing_labels()) == len(data) > len(data.missing_labels(forces=False))
+    on_energies = len(without["forces"]) == len(data) > len(without["energy"])
     with_forces = not on_energies if forces is None else forces
     missing = np.zeros(len(data), dtype=bool)
-    missing[data.missing_labels(forces=with_forces)] = True
+    missing[without["forces" if with_forces else "energy"]] = True
     lacking = "energy or forces" if with_forces else "energy"
     warnings = _warnings(data, int(missing[used].sum()), lacking, looked_at, structures)
     for cutoff in cutoffs:
@@ -129,9 +131,8 @@ def make_card(
     return DataCard(f"Data: {data.path.name}", facts, rows, warnings)
 
 
-def _labels(data: DataFile, used: Ints) -> str:
-    without = {key: np.isin(used, data.missing_labels(forces=key == "forces")).sum() for key in ("energy", "forces")}
-    energies, forces = (len(used) - int(without[key]) for key in ("energy", "forces"))
+def _labels(without: dict[str, Ints], used: Ints) -> str:
+    energies, forces = (len(used) - int(np.isin(used, without[key]).sum()) for key in ("energy", "forces"))
     return f"{energies:,} energies, {f'{forces:,} of them with forces' if forces else 'no forces'}"
 
 

@@ -55,15 +55,20 @@ class _Rung:
     def folder(self, root: Path, arm: str, seed: int) -> Path:
         return root / f"rung{self.number}" / arm / f"seed{seed}"
 
-    def score(self, name: str) -> Spread:
-        """Validation score over the finished seeds."""
-        return Spread(*mean_std([RunSummary.load(folder).extra["val_score"] for folder in self.done[name]]))
+    @property
+    def shared(self) -> int:
+        """How many seeds every trial has finished, those apart that are not possible; 1 while the first is under way."""
+        counts = [len(self.done.get(arm.name, ())) for arm in self.arms if arm.name not in self.failed]
+        return max(1, min(counts, default=1))
+
+    def score(self, name: str, seeds: int | None = None) -> Spread:
+        """Validation score over the finished seeds, or the first so many of them."""
+        return Spread(*mean_std([RunSummary.load(folder).extra["val_score"] for folder in self.done[name][:seeds]]))
 
     def ranking(self) -> list[str]:
-        """Trials with terms that have finished the most seeds, the best first."""
+        """Trials with terms, the best first, on the seeds that all have finished: whoever runs first must not win for it."""
         names = [name for name in self.done if name != STUDENT and name not in self.failed]
-        most = max((len(self.done[name]) for name in names), default=0)
-        return sorted((name for name in names if len(self.done[name]) == most), key=lambda name: self.score(name).mean)
+        return sorted(names, key=lambda name: self.score(name, self.shared).mean)
 
 
 def ablate(config: Config, console: Console | None = None) -> Ablation:
@@ -145,7 +150,8 @@ class _Ablation:
             raise CheckpointError(
                 f"ablate.seconds = {self.config.ablate.seconds:g} was over before a trial was; raise it, and go on by run.resume=true"
             )
-        last = ranked[-1]
+        # a rung that the budget ended before any trial but the config as it is has chosen nothing
+        last = next((rung for rung in reversed(ranked) if rung.ranking() != [BASE]), ranked[-1])
         return self._table(rungs, last, last.ranking()[0])
 
     def _common(self, steps: int) -> Config:
@@ -264,7 +270,7 @@ class _Ablation:
         return self._ablation(_sorted(rows), last, chosen)
 
     def _ablation(self, rows: list[TrialRow], last: _Rung, chosen: str) -> Ablation:
-        if last.score(STUDENT).mean <= last.score(chosen).mean:
+        if last.score(STUDENT, last.shared).mean <= last.score(chosen, last.shared).mean:
             self.notes.append("No trial is better than the student alone on validation.")
         self.notes.append(f"Models of the chosen trial: rung{last.number}/{chosen}/seed*.")
         sizes = [

@@ -181,5 +181,11 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list) and value and all(isinstance(item, dict) and "kind" in item for item in value):
-        return " + ".join(str(item["kind"]) for item in value)
+        return " + ".join(_term(item) for item in value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else str(value)
+
+
+def _term(item: dict[str, Any]) -> str:
+    """A term by its kind and whatever else is said of it."""
+    rest = ", ".join(f"{key} {_text(value)}" for key, value in item.items() if key != "kind")
+    return f"{item['kind']} ({rest})" if rest else str(item["kind"])

@@ -98,6 +98,21 @@ def test_any_finished_run_can_be_the_teacher(folders: list[Path], tmp_path: Path
     assert report.rows[0].metrics["forces_mae"].mean == pytest.approx(0.03, rel=0.1)
 
 
+def test_a_distilled_run_can_be_the_teacher_although_it_has_one(folders: list[Path], tmp_path: Path) -> None:
+    big = student(tmp_path / "elsewhere" / "big", 0, terms=N2N, width=256, errors=(0.003, 0.03), order=5)
+    make_run(big / "teacher", "teacher", 9, role="teacher", errors=(0.001, 0.01), extra={"sha256": "t3", "path": "biggest"})
+    runs, _ = gather(folders, teacher=str(big))
+    assert [run.folder for run in runs if run.summary.role == "teacher"] == [big]
+
+
+def test_the_path_of_a_teacher_is_its_name_although_it_is_a_folder(folders: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    path = str(tmp_path / "model")
+    make_run(tmp_path / "kd_1" / "teacher", "teacher", 8, role="teacher", errors=(0.001, 0.01), extra={"sha256": "t2", "path": path})
+    runs, _ = gather(folders, teacher=path)
+    assert runs[0].folder == tmp_path / "kd_1" / "teacher"
+
+
 def test_several_teachers_need_a_name(folders: list[Path], tmp_path: Path) -> None:
     extra = tmp_path / "wide" / "teacher"
     make_run(extra, "teacher", 9, role="teacher", errors=(0.002, 0.02), extra={"sha256": "t1", "path": "big"})
@@ -116,6 +131,16 @@ def test_titles_that_clash_say_what_differs(tmp_path: Path) -> None:
     runs, _ = gather(made)
     assert [run.summary.title for run in runs] == ["mine", "mine (model.width = 64)"]
     assert len({run.summary.name for run in runs}) == 2
+
+
+def test_terms_that_differ_say_in_what(tmp_path: Path) -> None:
+    mae = "[{kind: n2n, weight: 10.0, loss: mae, projection: mlp}]"
+    made = [
+        student(tmp_path / "a", 0, title="alone"),
+        *(student(tmp_path / f"kd{i}", 0, terms=t, order=i, title="kd") for i, t in enumerate((N2N, mae), 1)),
+    ]
+    titles = [run.summary.title for run in gather(made)[0]]
+    assert titles == ["alone", "kd (distill.terms = n2n (λ 10))", "kd (distill.terms = n2n (λ 10, loss mae, projection mlp))"]
 
 
 def test_one_config_and_seed_twice(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -15,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from fastkd.analysis import build_report
+from fastkd.analysis.page import headline
 from fastkd.analysis.plots import composition_mean
 from fastkd.analysis.report import build_joint_report
 from fastkd.analysis.report_command import add_report_arguments, run_report
@@ -100,6 +102,32 @@ class _Page(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def test_rows_with_fewer_seeds_are_named(tmp_path):
+    root = make_comparison(tmp_path / "runs")
+    for name in ("seed1", "seed2"):
+        shutil.rmtree(root / "unlabelled" / name)
+    assert "over 3 seeds ('the unlabelled' 1)." in build_report(root, resamples=50, html=False).caption
+
+
+def test_a_teacher_that_tells_no_number_of_parameters(tmp_path):
+    root = make_comparison(tmp_path / "runs")
+    shutil.rmtree(root / "teacher")
+    make_run(root / "teacher", "teacher", 0, role="teacher", errors=(0.002, 0.02), parameters=0)
+    sentence = headline(build_report(root, resamples=50).rows)
+    assert "of the force gap" in sentence
+    assert "parameters" not in sentence
+
+
+def test_members_without_a_mean_are_no_reference(tmp_path):
+    root = make_comparison(tmp_path / "runs")
+    shutil.rmtree(root / "teacher")
+    for order, (name, scale) in enumerate({"teacher_big": 1, "teacher_pbe": 3}.items()):
+        make_run(root / name, name, order, role="teacher", errors=(0.002 * scale, 0.02 * scale))
+    rows = {row.name: row for row in build_report(root, resamples=50, html=False).rows}
+    assert rows["distilled"].gap_forces is None
+    assert rows["distilled"].reduced_forces.percent == pytest.approx(20, abs=3)
 
 
 def test_the_page_stands_alone_and_is_light(root):

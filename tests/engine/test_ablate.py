@@ -11,12 +11,13 @@ import pytest
 from rich.console import Console
 
 from fastkd.analysis.ablation import CSV_COLUMNS
+from fastkd.analysis.metrics import Metrics
 from fastkd.analysis.runs import Predictions, RunSummary
 from fastkd.cli import main
-from fastkd.config import Config
+from fastkd.config import ArmConfig, Config
 from fastkd.config_loading import load_config
 from fastkd.engine import loop
-from fastkd.engine.ablate import ablate, plan
+from fastkd.engine.ablate import _Rung, ablate, plan
 from fastkd.engine.ablate_command import budget
 from fastkd.engine.state import load_checkpoint
 from fastkd.engine.trials import make_trials
@@ -131,6 +132,41 @@ def test_without_a_teacher_the_table_says_what_errors_were_reduced(config_file: 
         table = {row["name"]: row for row in csv.DictReader(file)}
     assert float(table["base"]["val_reduced_forces"]) == pytest.approx(reduced.percent)
     assert table["base"]["val_gap_forces"] == table["alone"]["val_reduced_forces"] == ""
+
+
+def test_who_runs_first_does_not_win_for_it(tmp_path: Path) -> None:
+    """A round of seeds that the budget ended after ``alone`` and ``base`` chooses nothing."""
+    arms = [ArmConfig(name=name) for name in ("alone", "base", "a", "b")]
+    rung, scores = _Rung(0, 6, arms), {"alone": (9, 9), "base": (8, 1), "a": (5,), "b": (6,)}
+    for name, values in scores.items():
+        for seed, value in enumerate(values):
+            folder = rung.folder(tmp_path, name, seed)
+            folder.mkdir(parents=True)
+            extra = {"val_score": float(value)}
+            RunSummary(name, name, "student", seed, 0, 1, 1.0, Metrics(*[0.0] * 7), extra=extra).save(folder)
+            rung.done.setdefault(name, []).append(folder)
+    assert rung.shared == 1
+    assert rung.ranking() == ["a", "b", "base"]
+    # what is not possible holds nobody up
+    rung.failed |= {"a": "no", "b": "no"}
+    assert rung.shared == 2
+    assert rung.score("base", rung.shared).mean == 4.5
+
+
+def test_terms_of_a_trial_are_told_apart(config_file: Path, teacher_folder: Path) -> None:
+    lists = '{"distill.terms": [[{kind: n2n, weight: 3}], [{kind: n2n, weight: 3, loss: mae}], [{kind: v2v}, {kind: energy, weight: 4}]]}'
+    arms = make_trials(config(config_file, teacher_folder, f"ablate.vary={lists}"), print)[2:]
+    assert [arm.title for arm in arms] == [
+        "distill.terms = n2n (weight 3)",
+        "distill.terms = n2n (weight 3, loss mae)",
+        "distill.terms = v2v + energy (weight 4)",
+    ]
+    assert [arm.name for arm in arms] == ["terms-n2n-weight-3", "terms-n2n-weight-3-loss-mae", "terms-v2v-energy-weight-4"]
+
+
+def test_a_seed_given_twice_is_a_mistake(config_file: Path, teacher_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ablate\.seeds: 1 is given twice"):
+        config(config_file, teacher_folder, "ablate.seeds=[0, 1, 1]")
 
 
 def test_one_table_chosen_on_validation_and_tested_once(config_file: Path, tmp_path: Path, teacher_folder: Path) -> None:
