@@ -89,7 +89,7 @@ def provenance(seed: int, device: torch.device | None = None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
-        "commit": commit(),
+        "commit": COMMIT,
         "seed": seed,
         "threads": torch.get_num_threads(),
     }
@@ -113,6 +113,10 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if dirty else "")
+
+
+#: Of the code that runs, which was read when it was imported: a checkout may move on under a long benchmark.
+COMMIT = commit()
 
 
 def write_json(
