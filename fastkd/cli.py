@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept, and run.resume=true goes on from there", file=sys.stderr)
+        print(
+            "\nstopped; what was finished is kept: the same command goes on from there (fastkd train and ablate with run.resume=true)",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         # the reader of a pipe (head, less) has left; that is no error, and nobody is there to hear of it

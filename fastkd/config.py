@@ -6,9 +6,12 @@ Every field has a default and a description that ends with its unit in square br
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+#: Generators of random numbers take 64 bits.
+Seed = Annotated[NonNegativeInt, Field(le=2**63 - 1)]
 
 
 class Section(BaseModel):
@@ -21,7 +24,7 @@ class RunConfig(Section):
     """Where a run lives and how it is started."""
 
     dir: Path = Field(Path("runs/default"), description="run folder; must not hold a run unless run.resume is true")
-    seed: NonNegativeInt = Field(0, description="seed of initial weights, batch order and choice of labelled structures")
+    seed: Seed = Field(0, description="seed of initial weights, batch order and choice of labelled structures")
     resume: bool = Field(False, description="go on with the run in run.dir from its last checkpoint, bit for bit")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights and positions; energies are summed in float64")
@@ -297,7 +300,7 @@ class CompareConfig(Section):
     """Several runs side by side, and how much of the gap to the teacher each closes. No arms means a single run."""
 
     arms: list[ArmConfig] = Field([], description="the runs; the first is the baseline of 'gap closed'")
-    seeds: list[NonNegativeInt] = Field([], description="seeds of every arm; empty uses run.seed")
+    seeds: list[Seed] = Field([], description="seeds of every arm; empty uses run.seed")
     bootstrap: PositiveInt = Field(1000, description="resamples of test structures (and seeds) for the interval of 'gap closed'")
 
 
@@ -312,7 +315,7 @@ class AblateConfig(Section):
     vary: dict[str, list[object]] = Field({}, description="any other key, dotted: values to try")
     method: Literal["each", "grid"] = Field("each", description="each changes one thing of the config at a time, grid combines all")
     most: PositiveInt = Field(64, description="trials, at most: more are an error, so that a grid does not explode unseen")
-    seeds: list[NonNegativeInt] = Field([], description="seeds of every trial; empty takes compare.seeds, or run.seed")
+    seeds: list[Seed] = Field([], description="seeds of every trial; empty takes compare.seeds, or run.seed")
     steps: NonNegativeInt = Field(0, description="optimiser steps of a trial; 0 takes train.steps")
     seconds: NonNegativeFloat = Field(0.0, description="time for training, all processes together; no run begins after it; 0: no limit [s]")
     halving: NonNegativeInt = Field(0, description="successive halving: keep the best 1/N of the trials for N times the steps; 0 for none")

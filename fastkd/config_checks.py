@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastkd.config import Config
 from fastkd.errors import ConfigError
+
+#: A ``teacher.cache_path`` with such an ending is a file, any other a folder.
+CACHE_FILES = (".h5", ".hdf5")
 
 
 def check_sense(config: Config) -> None:
@@ -28,6 +32,13 @@ def check_sense(config: Config) -> None:
         and not any(term.weight or term.weight_start for term in config.distill.terms)
     ):
         raise ConfigError("every weight is zero (loss.energy_weight, loss.forces_weight, distill.terms): there is nothing to learn")
+    if not (config.loss.energy_weight or config.loss.forces_weight) and any(
+        term.weight_rule == "gradient_ratio" for term in config.distill.terms
+    ):
+        raise ConfigError(
+            "weight_rule=gradient_ratio holds a ratio to the gradient of the labels, which have no weight: set loss.energy_weight or "
+            "loss.forces_weight, or weight_rule=fixed"
+        )
     _check_augment(config)
     if config.model.kind not in ("painn", "gemnet_oc") and config.model.forces == "direct":
         raise ConfigError(
@@ -45,8 +56,22 @@ _AUGMENT_KEYS = {
 }
 
 
+#: Of ``augment.kind=adversarial``: keys that belong to some ``ascent`` only.
+_ASCENT_KEYS = {
+    "ascent_rule": ("orthogonal",),
+    "ascent_length": ("sphere", "ball", "orthogonal"),
+    "ascent_rate": ("adam", "ball", "orthogonal"),
+}
+
+
 def _check_augment(config: Config) -> None:
     augment = config.augment
+    usual = type(augment)().model_dump()
+    for key, ascents in _ASCENT_KEYS.items():
+        if augment.kind == "adversarial" and augment.ascent not in ascents and getattr(augment, key) != usual[key]:
+            raise ConfigError(f"augment.{key} belongs to augment.ascent={' and '.join(ascents)}, not {augment.ascent}; leave it away")
+    if augment.kind == "rattle" and augment.along_force != "around" and augment.force_scale != usual["force_scale"]:
+        raise ConfigError("augment.force_scale belongs to augment.along_force=around; leave it away")
     for key, kinds in _AUGMENT_KEYS.items():
         default = type(augment).model_fields[key].default
         if augment.kind not in ("none", *kinds) and getattr(augment, key) != default:
@@ -86,6 +111,27 @@ def _check_teachers(config: Config) -> None:
     check_cache_files(config)
 
 
+def check_seeds(config: Config, key: str, seeds: Sequence[int]) -> None:
+    """A cache of its own for each seed, where the seed chooses the structures.
+
+    Args:
+        config: of the comparison.
+        key: that lists the seeds.
+        seeds: more than one may need more than one file.
+
+    Raises:
+        ConfigError: if one file is named for all.
+    """
+    if len(seeds) < 2 or not (config.data.labelled or config.data.unlabelled):
+        return
+    for teacher in config.named_teachers.values():
+        if teacher.cache in ("disk", "auto") and teacher.cache_path.suffix in CACHE_FILES:
+            raise ConfigError(
+                f"{key} lists {len(seeds)} seeds, each of which chooses other structures (data.labelled, data.unlabelled), and "
+                f"teacher.cache_path = {teacher.cache_path} is the file of one choice; name a folder, in which each gets a file"
+            )
+
+
 def check_cache_files(config: Config) -> None:
     """Teachers that keep what they say on disk need a file each.
 
@@ -94,7 +140,7 @@ def check_cache_files(config: Config) -> None:
     """
     files: dict[Path, str] = {}
     for name, teacher in config.named_teachers.items():
-        if teacher.cache not in ("disk", "auto") or teacher.cache_path.suffix not in (".h5", ".hdf5"):
+        if teacher.cache not in ("disk", "auto") or teacher.cache_path.suffix not in CACHE_FILES:
             continue
         if teacher.cache_path in files:
             key = "teacher.cache_path" if config.teacher.members else f"cache_path of teachers {files[teacher.cache_path]} and {name}"

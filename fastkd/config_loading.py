@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fastkd.config import ArmConfig, Config
-from fastkd.config_checks import check_sense
+from fastkd.config_checks import check_seeds, check_sense
 from fastkd.config_schema import allowed, field_at, nearest, section_of
 from fastkd.errors import ConfigError
 
@@ -54,6 +54,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise ConfigError(f"{name}: {', '.join(twice)} is given twice; each run needs a folder of its own")
+    check_seeds(config, "compare.seeds", config.compare.seeds)
+    check_seeds(config, "ablate.seeds", config.ablate.seeds)
     if not config.compare.arms:
         check_sense(config)
     for number, arm in enumerate(config.compare.arms):

@@ -10,7 +10,7 @@ Example:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ def gather(folders: Sequence[Path], *, baseline: str = "", teacher: str = "") ->
     Args:
         folders: of runs or comparisons, at any place.
         baseline: title, name or folder of the student that gaps are measured from; empty takes the first that was not distilled.
-        teacher: title, name, file or folder of the teacher; a folder may hold any finished run. Empty takes the only one there is.
+        teacher: title, name, file or folder of the teacher; a folder of another finished run means that run, of one of ``folders`` its
+            teacher. Empty takes the only one there is.
 
     Returns:
         Runs, and what each group of students differs in from the baseline (title, keys with values).
@@ -75,11 +76,12 @@ def gather(folders: Sequence[Path], *, baseline: str = "", teacher: str = "") ->
     # the path that a run's own config calls its teacher by is a name here, although it may be the folder of a model
     known = any(run.summary.role == "teacher" and _called(run, teacher) for run in runs)
     extra = Path(teacher) if teacher and not known and Path(teacher).is_dir() else None
+    given = {run.folder.resolve() for run in runs}
     if extra is not None:
         runs = _distinct([*runs, *find_runs(extra)])
     for run in runs[1:]:
         _require_comparable(runs[0], run)
-    taught, students = _split(runs, teacher, extra)
+    taught, students = _split(runs, teacher, extra, given)
     groups = _groups(students)
     if not groups:
         raise ConfigError(f"{', '.join(map(str, folders))} hold no student, only a teacher")
@@ -126,12 +128,12 @@ def _same(one: NDArray[Any] | None, two: NDArray[Any] | None, tolerance: float) 
     return one is two if one is None or two is None else bool(np.allclose(one, two, rtol=0, atol=tolerance))
 
 
-def _split(runs: Sequence[Run], name: str, folder: Path | None) -> tuple[list[Run], list[Run]]:
-    """Runs of the teacher, and of the students."""
+def _split(runs: Sequence[Run], name: str, folder: Path | None, given: Set[Path]) -> tuple[list[Run], list[Run]]:
+    """Runs of the teacher, and of the students; a ``folder`` names the run in it, or the teacher of one of those ``given`` to compare."""
     if folder is not None:
         inside = [run for run in runs if folder.resolve() in (run.folder.resolve(), *run.folder.resolve().parents)]
-        # a run that was distilled itself holds its own teacher, which is not the one that is named
-        itself = [run for run in inside if run.folder.resolve() == folder.resolve()]
+        # another run that was distilled itself holds its own teacher, which is not the one that is named
+        itself = [run for run in inside if run.folder.resolve() == folder.resolve() and folder.resolve() not in given]
         chosen = itself or _means([run for run in inside if run.summary.role == "teacher"]) or inside
         if len({_who(run) for run in chosen}) > 1:
             raise ConfigError(f"--teacher {name} holds {len(chosen)} runs; name the folder of one")

@@ -132,7 +132,7 @@ class Balance:
             labels: L_0, scalar, with its graph, which is kept.
             step: optimiser step, counted from 0.
         """
-        if self.every and (self._due or step % self.every == 0):
+        if self.every and (self._due or step % self.every == 0 or any(self._unknown(*item) for item in values.items())):
             self._measure(values, labels)
         weighed = {}
         for name, value in values.items():
@@ -141,6 +141,11 @@ class Balance:
             raw = value.raw if weight else value.raw.detach()
             weighed[name] = value if weight == value.weight else replace(value, weight=weight, weighted=weight * raw)
         return weighed
+
+    def _unknown(self, name: str, value: TermValue) -> bool:
+        """Whether λ of a term that a schedule has switched on waits for its first measurement."""
+        account = self._accounts[name]
+        return self.terms[name].rule == "gradient_ratio" and value.raw.requires_grad and account.factor > 0 and account.term == 0
 
     def scale(self, name: str) -> float:
         """What a term's scheduled λ is multiplied with."""

@@ -27,6 +27,7 @@ _OWN_KEYS: dict[str, tuple[tuple[str, ...], object]] = {
     "student_layers": (("n2n", "e2n", "e2e", *VECTOR_KINDS), []),
     "teacher_layer": (("n2n", "e2n", "e2e", *VECTOR_KINDS), FINAL),
     "geometric_mix": (("v2v_geometric",), 0.5),
+    "reduce": (("e2n", *VECTOR_KINDS), "sum"),
     "edges": (("e2e",), "same"),
     "embeddings": (("lkm",), "auto"),
     "detach_mean": (("lkm",), False),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,10 +25,10 @@ from fastkd.analysis.gap import mean_std
 from fastkd.analysis.report import Row, Spread, make_rows
 from fastkd.analysis.runs import CURVE, Run, RunSummary
 from fastkd.config import ArmConfig, Config
-from fastkd.config_loading import arm_config
+from fastkd.config_loading import arm_config, read_yaml, validate
 from fastkd.engine.devices import DTYPES, choose_device
 from fastkd.engine.evaluate import predict
-from fastkd.engine.folder import is_finished, open_folder, release_folder
+from fastkd.engine.folder import CONFIG, is_finished, open_folder, release_folder
 from fastkd.engine.profile import ALL, ALONE, profile
 from fastkd.engine.run import TEACHER, measure_teachers, run_arm
 from fastkd.engine.setup import Workbench
@@ -92,6 +93,7 @@ def ablate(config: Config, console: Console | None = None) -> Ablation:
     if config.ablate.halving == 1:
         raise ConfigError("ablate.halving = 1 keeps every trial for as many steps; at least 2, or 0 for none")
     arms = make_trials(config, say)
+    _require_same_steps(config)
     open_folder(config)
     try:
         found = _Ablation(config, arms, console, say).run()
@@ -102,6 +104,18 @@ def ablate(config: Config, console: Console | None = None) -> Ablation:
         release_folder(config.run.dir)
         raise
     return found
+
+
+def _require_same_steps(config: Config) -> None:
+    """A run may be extended, a trial not: it would be no run of so many steps, and what was tested is that of before."""
+    stored = config.run.dir / CONFIG
+    if not config.run.resume or config.ablate.steps or not stored.exists():
+        return
+    before = validate(read_yaml(stored), str(stored)).train.steps
+    if before != config.train.steps:
+        raise CheckpointError(
+            f"train.steps: the trials in {config.run.dir} are of {before} steps, {config.train.steps} now; set it back, or choose another run.dir"
+        )
 
 
 def plan(config: Config, trials: int) -> list[int]:
@@ -165,7 +179,7 @@ class _Ablation:
     def _rung(self, rung: _Rung) -> bool:
         """Every trial for every seed; whether the budget allowed all."""
         common, limit = self._common(rung.steps), self.config.ablate.seconds
-        self.bench.planned = tuple(arm_config(common, arm, self.seeds[0], self.root / arm.name) for arm in rung.arms)
+        self.bench.planned = tuple(arm_config(common, arm, seed, self.root / arm.name) for seed in self.seeds for arm in rung.arms)
         for seed in self.seeds:
             for order, arm in enumerate(rung.arms):
                 folder = rung.folder(self.root, arm.name, seed)
@@ -181,13 +195,15 @@ class _Ablation:
         return True
 
     def _trial(self, rung: _Rung, common: Config, arm: ArmConfig, seed: int, folder: Path, order: int) -> None:
+        started = time.perf_counter()
         try:
             run_arm(common, arm, seed, folder, self.bench, self.console, order=order)
-        except (ConfigError, TrainingError) as error:
+        except (ConfigError, DataError, TrainingError) as error:
             # what holds for all trials is an error; what one of them cannot do is a result
             if arm.name in (STUDENT, BASE):
                 raise
             release_folder(folder)
+            self.spent += time.perf_counter() - started
             rung.failed[arm.name] = str(error).split(";")[0].splitlines()[0]
             self.say(f"{arm.title}: {error}")
             return
@@ -315,6 +331,7 @@ class _Ablation:
         extra = {
             "val_score": summary.extra["val_score"],
             "best_step": summary.extra["best_step"],
+            "steps": summary.extra["steps"],
             "from": str(source.relative_to(self.root)),
         }
         replace(summary, test=predictions.metrics(), extra=extra).save(folder)
@@ -322,7 +339,12 @@ class _Ablation:
 
 def _made_from(folder: Path, source: Path) -> bool:
     """Whether the test errors in a folder are those of this very run: with more time another rung may be the last."""
-    return is_finished(folder) and RunSummary.load(folder).extra.get("from") == str(Path(*source.parts[-3:]))
+    if not is_finished(folder):
+        return False
+    made, run = RunSummary.load(folder).extra, RunSummary.load(source).extra
+    return made.get("from") == str(Path(*source.parts[-3:])) and all(
+        made.get(key) == run[key] for key in ("steps", "best_step", "val_score")
+    )
 
 
 def _sorted(rows: list[TrialRow]) -> list[TrialRow]:

@@ -222,17 +222,17 @@ def distilled_pairs(models: Models, comparison: Comparison) -> list[Pair]:
     """The pairs of layers that the terms of the student's run bring together, as far as both are here."""
     pairs: list[Pair] = []
     for term in models.config.distill.terms if models.config is not None else ():
-        if term.kind not in ("n2n", "e2n", "v2v"):
+        if term.kind not in ("n2n", "e2n", "v2v", "v2v_geometric"):
             continue
         if term.teacher and models.taught_by.get(term.teacher) != models.readers[TEACHER].teacher.hash:
             # from another of several teachers
             continue
-        kind = "vector" if term.kind == "v2v" else "node"
+        kind = "vector" if term.kind in ("v2v", "v2v_geometric") else "node"
         similarity = next((item for item in comparison.similarities if item.kind == kind), None)
         if similarity is None:
             continue
         students = [f"regular_{layer}" for layer in term.student_layers] or [last_layer(similarity.names(STUDENT))]
-        teachers = _targets(models, term.kind, getattr(term, "teacher_layer", FINAL), similarity)
+        teachers = _targets(models, term.kind, term.teacher_layer, similarity)
         pairs += [Pair(kind, student, teacher, term.kind) for student in students for teacher in teachers]
     return pairs
 
@@ -241,7 +241,8 @@ def _targets(models: Models, strategy: str, layer: str, similarity: Similarity) 
     names = similarity.names(TEACHER)
     teacher = models.readers[TEACHER].teacher
     if strategy == "e2n":
-        return [EDGE_SUM] if EDGE_SUM in names else []
+        # the sum here is that of the final feature
+        return [EDGE_SUM] if EDGE_SUM in names and layer == FINAL else []
     if isinstance(teacher, ModuleTeacher):
         # features of one kind are concatenated for a term: each is part of the target
         return [name for name in names if name not in (EDGE_SUM, EDGE_VECTOR_SUM)]

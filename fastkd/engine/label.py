@@ -85,7 +85,14 @@ def label_file(
         raise DataError(f"{out} exists already. Choose another name, remove it, or ask to overwrite it (--overwrite).")
     _require_elements(source, todo, teacher)
     folder = out.with_name(out.name + ".labels")
-    job = {"source": source.content_hash, "teacher": teacher.hash, "needs": sorted(needs), "existing": options.existing, "chunk": CHUNK}
+    job = {
+        "source": source.content_hash,
+        "teacher": teacher.hash,
+        "dtype": str(teacher.dtype),
+        "needs": sorted(needs),
+        "existing": options.existing,
+        "chunk": CHUNK,
+    }
     _open_folder(folder, job, restart=options.restart)
     cost, resumed, failed = TeacherCost(), 0, []
     chunks = [todo[first : first + CHUNK] for first in range(0, len(todo), CHUNK)]

@@ -251,6 +251,10 @@ def _evaluate(job: Job, curve: CurveWriter, names: list[str], rate: float, clock
 
 def validation_errors(errors: Metrics, loss: LossConfig) -> ValidationErrors:
     """What a run is judged by on the validation structures; the score is what the best step is chosen by."""
+    if not (loss.energy_weight or loss.forces_weight):
+        # terms alone train: labels still judge, as they would by default, or the first evaluation would be the best for ever
+        unjudged = LossConfig(per_atom_energy=loss.per_atom_energy)
+        loss = unjudged if math.isfinite(errors.forces_mae) else unjudged.model_copy(update={"forces_weight": 0.0})
     energy = errors.energy_mae_per_atom if loss.per_atom_energy else errors.energy_mae
     score = loss.energy_weight * energy
     if loss.forces_weight:

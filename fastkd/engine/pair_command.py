@@ -81,8 +81,9 @@ def run_pair(args: argparse.Namespace) -> int:
     if foreign and tree.get("teachers"):
         (item,) = (item for item in tree["teachers"] if item["name"] == name)
         item["features"] = _features(models, proposals)
-    elif foreign:
-        tree.setdefault("teacher", {}).setdefault("path", args.teacher)
+    elif (foreign or (args.config is not None and not name)) and not tree.get("teachers") and not (tree.get("teacher") or {}).get("path"):
+        tree["teacher"] = {**(tree.get("teacher") or {}), "path": args.teacher}
+    if foreign and not tree.get("teachers"):
         tree["teacher"]["features"] = _features(models, proposals)
     write_text(args.out, header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
     for line in (*comparison.notes, *(_sentence(proposal) for proposal in proposals)):

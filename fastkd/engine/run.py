@@ -147,10 +147,11 @@ def provenance(config: Config, data: RunData, metrics: Metrics, step: int) -> di
 def measure_teachers(config: Config, bench: Workbench, folder: Path) -> None:
     """The errors of the teacher, or of the mean of several and of each of them, below a folder."""
     teacher = bench.teacher(config)
-    measure_teacher(config, bench, teacher, folder, TEACHER, config.teacher.path if not isinstance(teacher, Committee) else teacher.source)
     if isinstance(teacher, Committee):
         for name, member in teacher.members.items():
             measure_teacher(config, bench, member, folder, f"{TEACHER}_{name}", member.source)
+    # last: where it is there, all are
+    measure_teacher(config, bench, teacher, folder, TEACHER, config.teacher.path if not isinstance(teacher, Committee) else teacher.source)
 
 
 def measure_teacher(config: Config, bench: Workbench, teacher: BaseTeacher, run: Path, name: str, path: str) -> None:
@@ -181,7 +182,7 @@ def _compare(config: Config, bench: Workbench, console: Console) -> None:
     """Every arm for every seed, each in its own folder; finished runs are not run again."""
     seeds = config.compare.seeds or [config.run.seed]
     teacher_tested = is_finished(config.run.dir / TEACHER)
-    bench.planned = tuple(arm_config(config, arm, seeds[0], config.run.dir / arm.name) for arm in config.compare.arms)
+    bench.planned = tuple(arm_config(config, arm, seed, config.run.dir / arm.name) for seed in seeds for arm in config.compare.arms)
     for seed in seeds:
         for order, arm in enumerate(config.compare.arms):
             one = run_arm(config, arm, seed, config.run.dir / arm.name / f"seed{seed}", bench, console, order=order)

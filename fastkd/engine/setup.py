@@ -238,6 +238,12 @@ def _balance(config: Config, student: Potential, terms: Terms | None, teacher: B
             bars[term.teacher] = validation_errors(errors, config.loss)
         if term.kind == "forces" and isnan(bars[term.teacher].forces):
             raise ConfigError(f"when_passed of {term.name} compares forces, and the validation structures have none; leave it away")
+    ratio = next((term.name for term in terms or () if term.rule == "gradient_ratio"), None)
+    if ratio is not None and not len(data.selection.labelled) and not len(data.synthetic):
+        raise ConfigError(
+            f"weight_rule=gradient_ratio of {ratio} holds λ against the gradient of the loss on labels, and no training structure has any; "
+            "set weight_rule=fixed"
+        )
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     return Balance.of(config.distill, terms or (), weights, teachers=bars)
 

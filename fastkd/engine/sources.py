@@ -42,7 +42,9 @@ def members_of(teacher: BaseTeacher) -> dict[str, BaseTeacher]:
 
 def config_of(config: Config, name: str) -> Config:
     """The config of a run as if one of its teachers were the only one."""
-    return config.model_copy(update={"teacher": config.named_teachers[name], "teachers": []})
+    # of an ensemble its members stay: they have one cache_dtype together
+    one = config.named_teachers[name].model_copy(update={"members": config.teacher.members})
+    return config.model_copy(update={"teacher": one, "teachers": []})
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Lesson:
 
 
 def _shared(config: Config) -> tuple[object, ...]:
-    return config.teacher, config.teachers, config.data, config.augment.synthetic
+    # a seed chooses structures where a number of them is asked for
+    seed = config.run.seed if config.data.labelled or config.data.unlabelled else 0
+    return config.teacher, config.teachers, config.data, config.augment.synthetic, seed
 
 
 @dataclass(eq=False)
@@ -79,6 +83,8 @@ class Sources:
     planned: Callable[[], tuple[Config, ...]]
     say: Say
     kept: list[tuple[str, frozenset[int], CachedTeacher]] = field(default_factory=list)
+    #: what ``auto`` has come to, once for all runs that would share the cache
+    judged: dict[tuple[str, frozenset[int]], str] = field(default_factory=dict)
 
     def of(self, lesson: Lesson, live: Iterable[str] | None = None) -> Source:
         """Where a run gets its teacher's outputs, or those of each of several teachers.
@@ -113,7 +119,7 @@ class Sources:
         key = _cache_key(config, teacher, data, mode)
         for known, structures, cache in self.kept:
             if known == key and wanted <= structures and asked <= cache.needs:
-                return cache
+                return cache.narrowed(asked)
         needs = asked | self.needs_to_come(lesson.config, name)
         if mode == "disk":
             cache = disk_source(
@@ -127,7 +133,7 @@ class Sources:
         else:
             cache = self._in_memory(teacher, needs, data, f"teacher {name}: " if name else "teacher ")
         self.kept.append((key, wanted, cache))
-        return cache
+        return cache.narrowed(asked)
 
     def _in_memory(self, teacher: BaseTeacher, needs: frozenset[Need], data: RunData, who: str) -> CachedTeacher:
         cache = CachedTeacher.build(teacher, needs, data.teacher_batches(*teacher.cutoffs), dataset_hash=data.hash)
@@ -138,18 +144,22 @@ class Sources:
 
     def _judged(self, lesson: Lesson, config: Config, name: str, teacher: BaseTeacher) -> str:
         """What ``auto`` comes to."""
+        key = _cache_key(config, teacher, lesson.data, "disk"), frozenset(lesson.data.training.tolist())
+        if key in self.judged:
+            return self.judged[key]
         sharing = [run for run in self.planned() if _shared(run) == lesson.pupils and run.distill.terms and run.augment.kind not in MOVING]
         needs = lesson.terms.needs_of(name) | self.needs_to_come(lesson.config, name)
         verdict = judge(config, teacher, needs, lesson.data, lesson.terms, runs=max(1, len(sharing)))
         self.say(f"teacher {name}: {verdict}" if name else str(verdict))
-        return "disk" if verdict.cached else "none"
+        self.judged[key] = "disk" if verdict.cached else "none"
+        return self.judged[key]
 
     def needs_to_come(self, config: Config, name: str = "") -> frozenset[Need]:
         """What other runs of the comparison will ask of the same teacher about the same structures."""
         needs: frozenset[Need] = frozenset()
-        for other in {f"{run.distill} {run.model}": run for run in self.planned() if run.augment.kind not in MOVING}.values():
-            if _shared(other) != _shared(config):
-                continue
+        pupils = _shared(config)
+        sharing = [run for run in self.planned() if run.augment.kind not in MOVING and _shared(run) == pupils]
+        for other in {f"{run.distill} {run.model}": run for run in sharing}.values():
             # a run whose terms cannot be built says so itself, when it is its turn
             with contextlib.suppress(UserError):
                 student = Offer.of(initial_student(other), "student")
@@ -160,4 +170,4 @@ class Sources:
 def _cache_key(config: Config, teacher: BaseTeacher, data: RunData, mode: str) -> str:
     asked = config.teacher
     where = f" {asked.cache_path} {asked.cache_dtype} {asked.cache_preload}" if mode == "disk" else ""
-    return f"{teacher.hash} {data.hash} {teacher.dtype} {teacher.cutoff} {mode}{where}"
+    return f"{teacher.hash} {data.hash} {data.dtype} {teacher.dtype} {teacher.cutoff} {mode}{where}"

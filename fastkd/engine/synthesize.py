@@ -53,6 +53,9 @@ class SynthesisOptions:
     max_energy: float = 10.0  #: eV, frames further from the zero of energy go; 0 for no limit
     max_force: float = 50.0  #: eV/Å, frames with a larger force on an atom go; 0 for no limit
     zero: Literal["start", "absolute"] = "start"  #: energies are counted from the trajectory's first frame, or as the teacher gives them
+    split: str = (
+        ""  #: start from this split; empty: from "train" if the file has one, else from all. Test structures must not be trained on
+    )
     limit: int = 0  #: frames to keep at most; 0 for all
     at_once: int = 16  #: trajectories that run side by side
     seed: int = 123  #: of the choice of frames and of dynamics
@@ -99,8 +102,9 @@ def synthesize(
     verdicts: Counter[str] = Counter()
     pairs: list[tuple[int, int]] = []  # start and frame of all that may stay
     frames = 0
-    for first in range(0, len(source), options.at_once):
-        numbers = range(first, min(first + options.at_once, len(source)))
+    starts = _starts(source, options)
+    for first in range(0, len(starts), options.at_once):
+        numbers = starts[first : first + options.at_once]
         done, trajectories = _group(source, folder, numbers, teacher, options, cost)
         resumed += len(numbers) if done else 0
         for number, trajectory in trajectories.items():
@@ -110,16 +114,16 @@ def synthesize(
                 frames += len(good)
                 pairs += [(number, int(frame)) for frame in np.flatnonzero(good)]
         if progress is not None:
-            progress(numbers.stop, len(source))
+            progress(first + len(numbers), len(starts))
     cost.settle()
     chosen = choose(pairs, options)
     if not chosen:
         raise DataError(
-            f"no frame is left of {len(source)} trajectories ({verdicts[DESORBED]} desorbed, {verdicts[BROKEN]} broken, {frames} frames with "
+            f"no frame is left of {len(starts)} trajectories ({verdicts[DESORBED]} desorbed, {verdicts[BROKEN]} broken, {frames} frames with "
             "too large an energy or force); raise --max-energy or --max-force, or choose --zero start"
         )
     report = SynthesisReport(
-        starts=len(source),
+        starts=len(starts),
         resumed=resumed,
         frames=frames,
         kept=len(chosen),
@@ -133,8 +137,22 @@ def synthesize(
     return report
 
 
+def _starts(source: DataFile, options: SynthesisOptions) -> list[int]:
+    """Numbers of the structures to start from.
+
+    Raises:
+        DataError: if there are none of the split.
+    """
+    splits = source.splits
+    wanted = options.split or ("train" if (splits == "train").any() else "")
+    found: list[int] = np.flatnonzero(splits == wanted).tolist() if wanted else list(range(len(source)))
+    if not found:
+        raise DataError(f"{source.path} has no structures in split {wanted!r} to start from")
+    return found
+
+
 def _group(
-    source: DataFile, folder: Path, numbers: range, teacher: BaseTeacher, options: SynthesisOptions, cost: TeacherCost
+    source: DataFile, folder: Path, numbers: list[int], teacher: BaseTeacher, options: SynthesisOptions, cost: TeacherCost
 ) -> tuple[bool, dict[int, Trajectory]]:
     """Trajectories that run side by side, and whether all were there already.
 
@@ -143,7 +161,7 @@ def _group(
     files = {number: folder / f"{number:08d}.npz" for number in numbers}
     if all(file.exists() for file in files.values()):
         return True, {number: _read(file) for number, file in files.items()}
-    starts = dict(zip(numbers, source.read(list(numbers)), strict=True))
+    starts = dict(zip(numbers, source.read(numbers), strict=True))
     trajectories = run_trajectories(starts, teacher, options, cost)
     for number, trajectory in trajectories.items():
         _write(files[number], trajectory)
@@ -195,7 +213,7 @@ def _open_folder(folder: Path, source: DataFile, teacher: BaseTeacher, options: 
     # what is filtered and chosen afterwards may change between two attempts
     later = ("limit", "max_energy", "max_force", "zero", "level_of_theory", "licence", "overwrite", "restart")
     made = {name: value for name, value in asdict(options).items() if name not in later}
-    job = {"source": source.content_hash, "teacher": teacher.hash, "options": made}
+    job = {"source": source.content_hash, "teacher": teacher.hash, "dtype": str(teacher.dtype), "options": made}
     if options.restart and folder.exists():
         shutil.rmtree(folder)
     try:

@@ -20,6 +20,7 @@ def add_synthesize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=("relax", "md"), default=_DEFAULT.method, help="BFGS, or Langevin dynamics (default: %(default)s)"
     )
+    parser.add_argument("--split", default="", help="split to start from (default: train, if the file has one, else all structures)")
     parser.add_argument("--zero", choices=("start", "absolute"), default=_DEFAULT.zero, help=_ZERO)
     for name, text in _NUMBERS.items():
         value = getattr(_DEFAULT, name)
@@ -56,6 +57,7 @@ def run_synthesize(args: argparse.Namespace) -> int:
     options = SynthesisOptions(
         method=args.method,
         zero=args.zero,
+        split=args.split,
         level_of_theory=args.level_of_theory,
         licence=args.licence,
         overwrite=args.overwrite,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastkd.config import Config
+from fastkd.config_checks import CACHE_FILES
 from fastkd.data.batch import Batch
 from fastkd.distill import Terms
 from fastkd.engine.datasets import RunData
@@ -43,11 +44,11 @@ def plan_cache(config: Config, teacher: BaseTeacher, needs: frozenset[Need], dat
     Raises:
         ConfigError: if ``teacher.cache_dtype`` does not fit the needs.
     """
-    dtypes = dtypes_of(config.teacher.cache_dtype, needs)
+    dtypes = dtypes_of(config.teacher.cache_dtype, needs, strict=not config.teacher.members)
     key = CacheKey.of(teacher, dtypes, data=data.hash, data_dtype=config.run.dtype)
     batches = tuple(tuple(chunk) for chunk in data.dataset(*teacher.cutoffs).chunks(data.training.tolist()))
     path = config.teacher.cache_path
-    if path.suffix in (".h5", ".hdf5"):
+    if path.suffix in CACHE_FILES:
         return CachePlan(key, path, batches)
     named = CachePlan(key, path / "cache.h5", batches)
     return CachePlan(key, path / f"{teacher.hash[:12]}-{named.hash[:12]}.h5", batches)
@@ -166,7 +167,7 @@ def measure_loss_error(
         kept: everything that is kept, for other runs too; None: what the terms need.
     """
     asked = terms.needs_of(name)
-    chosen = dtypes_of(config.teacher.cache_dtype, asked if kept is None else kept)
+    chosen = dtypes_of(config.teacher.cache_dtype, asked if kept is None else kept, strict=not config.teacher.members)
     dtypes = {need: dtype for need, dtype in chosen.items() if need in asked}
     if set(dtypes.values()) == {OWN}:
         return {}

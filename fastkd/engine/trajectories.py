@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +53,11 @@ def run_trajectories(
     """
 
     def task(number: int) -> Callable[[Ask], Trajectory]:
-        return lambda ask: _run(starts[number], number, TeacherCalculator(teacher, cost, ask), options)
+        start = starts[number]
+        # ASE's atoms know no bonds
+        return lambda ask: _run(
+            start, number, TeacherCalculator(teacher, cost, lambda structure: ask(replace(structure, bonds=start.bonds))), options
+        )
 
     found = together([task(number) for number in starts], lambda structures: energies_and_forces(teacher, structures, cost))
     return dict(zip(starts, found, strict=True))

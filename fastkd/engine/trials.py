@@ -33,6 +33,11 @@ DEFAULTS: dict[str, list[Any]] = {
 #: List of `AblateConfig` → key of a term on features.
 _TERM_KEYS = {"losses": "loss", "projections": "projection", "teacher_layers": "teacher_layer", "student_layers": "student_layers"}
 _LONGEST = 60
+#: What all trials are judged by, or what the ablation sets itself: the same for all.
+_SHARED = (
+    *(f"data.{name}" for name in ("path", "systems", "val_split", "val_size", "test_split", "test_size")),
+    *("loss.energy_weight", "loss.forces_weight", "loss.per_atom_energy", "train.eval_on_free_atoms", "train.steps"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,15 @@ def make_trials(config: Config, say: Callable[[str], None]) -> list[ArmConfig]:
         raise ConfigError("this is a comparison of several runs; name one by its options, with compare.arms=[]")
     if not config.distill.terms:
         raise ConfigError("fastkd ablate varies distill.terms, and there are none; name a config with terms")
+    for key in config.ablate.vary:
+        shared = [name for name in _SHARED if name == key or name.startswith(f"{key}.")]
+        if shared:
+            raise ConfigError(
+                f"ablate.vary: {key} changes what trials are judged by ({', '.join(shared)}), so that they could not be compared"
+            )
     axes = list(_axes(config))
     wanted = _chosen(axes, config.ablate.method)
-    trials = [_alone(), ArmConfig(name=BASE, title="as configured")]
+    trials = [_alone(config), ArmConfig(name=BASE, title="as configured")]
     known = {_canonical(_built(config, trial)) for trial in trials}
     taken = {ALONE, BASE}
     for options in wanted:
@@ -79,16 +90,18 @@ def make_trials(config: Config, say: Callable[[str], None]) -> list[ArmConfig]:
         known.add(key)
         taken.add(name)
         trials.append(arm)
+        if len(trials) > config.ablate.most:
+            break
     if len(trials) > config.ablate.most:
         raise ConfigError(
-            f"{len(trials)} trials are more than ablate.most = {config.ablate.most}; shorten the lists, set ablate.method=each, or raise it"
+            f"at least {len(trials)} trials are more than ablate.most = {config.ablate.most}; shorten the lists, set ablate.method=each, or raise it"
         )
     if len(trials) == 2:
         raise ConfigError("nothing is left to vary: every value is that of the config, or not possible; add values under ablate")
     return trials
 
 
-def _alone() -> ArmConfig:
+def _alone(config: Config) -> ArmConfig:
     changes: dict[str, object] = {
         "distill.terms": [],
         "distill.watch_cka": 0,
@@ -96,9 +109,11 @@ def _alone() -> ArmConfig:
         "data.unlabelled": 0,
         "data.labelled_fraction": 0.0,
         # in synthetic structures the teacher speaks too
-        "augment.kind": "none",
         "augment.synthetic": "",
     }
+    if config.augment.kind != "noise":
+        # noise needs no teacher: with it, too, terms are all that differs
+        changes["augment.kind"] = "none"
     return ArmConfig(name=ALONE, title="student alone", set=changes)
 
 
@@ -119,7 +134,10 @@ def _axes(config: Config) -> Iterator[list[_Option]]:
         if lists["weight_factors"]:
             yield [_scaled(name, path, term, factor) for factor in lists["weight_factors"]]
     for key, values in asked.vary.items():
-        yield [_Option(f"{key.rsplit('.', 1)[-1]}-{_slug(v)}", f"{key} = {_text(v)}", {key: v}) for v in values]
+        yield [
+            _Option(f"{re.sub('[^a-z0-9_]+', '-', key.rsplit('.', 1)[-1].lower())}-{_slug(v)}", f"{key} = {_text(v)}", {key: v})
+            for v in values
+        ]
 
 
 def _scaled(name: str, path: str, term: TermConfig, factor: float) -> _Option:
@@ -153,7 +171,7 @@ def _built(config: Config, arm: ArmConfig) -> Config:
 def _canonical(config: Config) -> str:
     """Text that is the same for configs that compute the same."""
     tree = to_tree(config)
-    tree["run"] = {}
+    tree["run"] = {"dtype": tree["run"]["dtype"]}
     for term in tree["distill"]["terms"]:
         if term["loss"] == "auto":
             term["loss"] = AUTO_LOSS[term["kind"]]

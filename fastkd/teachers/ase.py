@@ -7,10 +7,12 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -59,7 +61,14 @@ class AseTeacher(BaseTeacher):
                 f"{source}: the calculator {type(calculator).__name__} computes {', '.join(sorted(can)) or 'nothing'}, no energy"
             )
         self.offer = Offer(f"teacher ({type(calculator).__name__})", outputs=frozenset(name for name in _LABELS if name in can))
-        identity = {"source": source, "options": dict(factory_options or {}), "parameters": _plain(getattr(calculator, "parameters", {}))}
+        options = dict(factory_options or {})
+        identity = {
+            "source": source,
+            "class": f"{type(calculator).__module__}.{type(calculator).__qualname__}",
+            "options": options,
+            "files": _contents([source.partition(":")[2], *options.values()]),
+            "parameters": _plain(getattr(calculator, "parameters", {})),
+        }
         self.hash = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
         self.cutoff, self.num_parameters = None, 0
         self.dtype, self.device = torch.float64, torch.device("cpu")
@@ -126,6 +135,18 @@ class AseTeacher(BaseTeacher):
             if not np.isfinite(found[need]).all():
                 raise DataError(f"{where}: {need} of {self.source} is not finite")
         return {str(need): value for need, value in found.items()}
+
+
+def _contents(names: Iterable[object]) -> list[str]:
+    """SHA-256 of those that name files, such as of weights: a file may be replaced under its name."""
+    found = []
+    for name in names:
+        # an option may be any text, too long for a path for one
+        with contextlib.suppress(OSError):
+            if isinstance(name, str | Path) and Path(name).is_file():
+                with Path(name).open("rb") as file:
+                    found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found
 
 
 def _plain(parameters: Any) -> dict[str, str]:

@@ -123,6 +123,9 @@ class BaseTeacher(ABC):
             assert found is not None
             return found
 
+        # small steps want the precision of the teacher, which may be more than the batch's
+        batch = batch.to(dtype=torch.promote_types(batch.positions.dtype, self.dtype))
+        assert batch.hessian_rows is not None
         return difference_rows(forces, batch, batch.hessian_rows, float(method))
 
     @abstractmethod

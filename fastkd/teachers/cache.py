@@ -220,6 +220,21 @@ class CachedTeacher:
             more[need] = torch.cat(values, 1)[:, order["atom"]] if per(need) == "matrix" else torch.cat(values)[order[per(need)]]
         return _output(graph, self.cutoff, more)
 
+    def narrowed(self, needs: frozenset[Need]) -> CachedTeacher:
+        """The same store for a run that needs less of it: nothing else is gathered, read or asked live."""
+        if needs == self.needs:
+            return self
+        live = None if self.live is None else LiveTeacher(self.live.teacher, needs)
+        return CachedTeacher(
+            self.store,
+            teacher_hash=self.teacher_hash,
+            dataset_hash=self.dataset_hash,
+            cutoff=self.cutoff,
+            needs=needs,
+            cost=self.cost,
+            live=live,
+        )
+
     def to(self, device: torch.device | str) -> CachedTeacher:
         """The same cache on another device; one on disk stays there.
 

@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -47,6 +48,8 @@ from fastkd.teachers.store import Block, whole_rows
 
 #: A shard ends after so many bytes or seconds, whichever comes first: what a kill can cost at most.
 SHARD_BYTES, SHARD_SECONDS = 256 << 20, 120.0
+#: An unfinished shard that nobody has written to for so long is what a kill left.
+STALE_SECONDS = 3600.0
 ATOM_PTR, EDGE_PTR = "atom_ptr", "edge_ptr"
 
 Ints = npt.NDArray[np.int64]
@@ -188,7 +191,10 @@ def join(plan: CachePlan, told: Mapping[str, Any] | None = None) -> Path:
         close_quietly(file, sink, partial)
         raise
     for stale in plan.folder.glob(".*.partial"):
-        stale.unlink(missing_ok=True)
+        # another process may be writing the same plan at this moment: only what is this one's, or was long left alone
+        with contextlib.suppress(OSError):
+            if f".{os.getpid()}." in stale.name or time.time() - stale.stat().st_mtime > STALE_SECONDS:
+                stale.unlink()
     return plan.path
 
 

@@ -24,12 +24,13 @@ _FEATURES = ("node", "vector", "edge", "edge_sum", "edge_vector_sum", "graph_fea
 _IF_NAMED = ("forces", "atom_energy")
 
 
-def dtypes_of(asked: str | Mapping[str, str], needs: Iterable[Need]) -> dict[Need, str]:
+def dtypes_of(asked: str | Mapping[str, str], needs: Iterable[Need], *, strict: bool = True) -> dict[Need, str]:
     """The dtype that each need is kept in, ``own`` for that of the teacher.
 
     Args:
         asked: one for all features, or by need (``node``, ``node@regular_2``); a name without a layer counts for all layers.
         needs: all that are kept.
+        strict: everything named must be kept; of an ensemble, each of whose members keeps something else, it need not.
 
     Raises:
         ConfigError: if something is named that is not kept, or must keep its own dtype.
@@ -40,7 +41,7 @@ def dtypes_of(asked: str | Mapping[str, str], needs: Iterable[Need]) -> dict[Nee
     for name in asked:
         if split_need(name)[0] not in (*_FEATURES, *_IF_NAMED):
             raise ConfigError(f"teacher.cache_dtype names {name!r}; a dtype can be chosen for {', '.join((*_FEATURES, *_IF_NAMED))}")
-        if not any(name in (need, split_need(need)[0]) for need in needs):
+        if strict and not any(name in (need, split_need(need)[0]) for need in needs):
             raise ConfigError(f"teacher.cache_dtype names {name!r}, which no term asks of the teacher; it is asked for {', '.join(needs)}")
     return {need: asked.get(need, asked.get(split_need(need)[0], OWN)) for need in needs}
 

@@ -87,7 +87,7 @@ class ShardReader:
         else:
             while len(self._open) >= OPEN_FILES:
                 _close(self._open.popitem(last=False)[1][0])
-            # a prime much larger than the number of chunks keeps these from falling on each other
+            # a number much larger than the number of chunks keeps these from falling on each other
             slots = 100 * (self._cache // CHUNK_BYTES) + 1
             file = h5py.File(path, "r", locking="best-effort", rdcc_nbytes=self._cache, rdcc_nslots=slots)
             self._open[path] = file, {}

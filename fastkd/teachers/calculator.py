@@ -98,7 +98,7 @@ class TeacherCalculator(Calculator):  # type: ignore[misc]
 
 
 def structure_of(atoms: Any) -> Structure:
-    """Atoms, cell, tags and fixed atoms of ASE's object, without labels."""
+    """Atoms, cell and tags of ASE's object, without labels."""
     tags = atoms.get_tags()
     return Structure(
         atomic_numbers=atoms.get_atomic_numbers(),

@@ -46,7 +46,7 @@ def sample_rows(batch: Batch, count: int, *, seed: int, step: int, free_atoms: b
         step: optimiser step.
         free_atoms: never draw a row of an atom that is held fixed.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) ^ SEED_STREAM)
+    generator = torch.Generator().manual_seed(((seed * 1_000_003 + step) ^ SEED_STREAM) % 2**64)
     device = batch.positions.device
     # drawn on the CPU: the same on every device
     draw = torch.rand(3 * batch.num_atoms, generator=generator, dtype=torch.float64).to(device)

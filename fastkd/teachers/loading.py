@@ -73,7 +73,7 @@ def load_teacher(
             raise ConfigError("teacher.features: an ASE calculator gives labels only; use module:… or an adapter for features")
         return AseTeacher(called(import_factory(name, ASE), name, options), source=name, factory_options=options)
     if name.startswith(MODULE):
-        return _foreign(called(import_factory(name, MODULE), name, options), name, features).to(device, dtype)
+        return _foreign(called(import_factory(name, MODULE), name, options), name, features, options).to(device, dtype)
     adapter, _, checkpoint = name.partition(":")
     if adapter in ADAPTERS:
         return _adapted(adapter, checkpoint, name, options, features).to(device, dtype)
@@ -136,7 +136,7 @@ def called(factory: Callable[..., Any], name: str, options: Mapping[str, Any]) -
     return factory(**options)
 
 
-def _foreign(made: Any, name: str, features: Sequence[Feature]) -> BaseTeacher:
+def _foreign(made: Any, name: str, features: Sequence[Feature], options: Mapping[str, Any]) -> BaseTeacher:
     from fastkd.teachers.torch_module import ForeignModule, ModuleTeacher
 
     if isinstance(made, BaseTeacher):
@@ -146,7 +146,7 @@ def _foreign(made: Any, name: str, features: Sequence[Feature]) -> BaseTeacher:
     if not isinstance(made, ForeignModule):
         mend = "wrap it in fastkd.teachers.ForeignModule, which says how it is called (docs/distillation.md)"
         raise ConfigError(f"{name} returned a {type(made).__name__}, not a ForeignModule; {mend}")
-    return ModuleTeacher(made, name, features)
+    return ModuleTeacher(made, name, features, options)
 
 
 def _adapted(adapter: str, checkpoint: str, name: str, options: dict[str, Any], features: Sequence[Feature]) -> BaseTeacher:
@@ -165,7 +165,7 @@ def _adapted(adapter: str, checkpoint: str, name: str, options: dict[str, Any], 
         ) from error
     if isinstance(made, BaseTeacher):
         return made
-    return _foreign(made, name, features)
+    return _foreign(made, name, features, options)
 
 
 def _load(path: Path, source: str) -> Teacher:

@@ -101,12 +101,15 @@ class ModuleTeacher(BaseTeacher):
         foreign: the module and how to call it. The module is taken over: set to evaluation mode, its parameters frozen.
         source: where it came from, for messages.
         features: to capture in place of those that ``foreign`` offers.
+        factory_options: how it was made; modules with other options must not share a cache.
 
     Raises:
         ConfigError: if a module path does not exist.
     """
 
-    def __init__(self, foreign: ForeignModule, source: str, features: Sequence[Feature] = ()) -> None:
+    def __init__(
+        self, foreign: ForeignModule, source: str, features: Sequence[Feature] = (), factory_options: Mapping[str, Any] | None = None
+    ) -> None:
         self.foreign, self.source, self.licence = foreign, source, foreign.licence
         self.module = foreign.module.eval().requires_grad_(False)
         self.features = tuple(features or foreign.features)
@@ -119,7 +122,8 @@ class ModuleTeacher(BaseTeacher):
         self.known_element = element_table(foreign.elements)
         self.energy_scale = torch.ones((), dtype=torch.float64)
         self.num_parameters = sum(parameter.numel() for parameter in self.module.parameters())
-        declared = f"{source} {foreign.identity} {foreign.units} {self.features} {foreign.references_in}"
+        declared = f"{source} {foreign.identity} {foreign.units} {self.features} {sorted(foreign.references_in)} {foreign.forces} "
+        declared += f"{sorted((factory_options or {}).items())} {None if self.reference_energy is None else self.reference_energy.tolist()}"
         self.hash = hashlib.sha256((state_hash(self.module) + declared).encode()).hexdigest()
         hessian = ("difference", EXACT) if foreign.forces == "gradient" else ("difference",)
         name = f"teacher ({foreign.name or type(self.module).__name__})"

@@ -170,7 +170,7 @@ def test_each_teacher_is_asked_for_what_terms_want_of_it(committee):
 
 def test_a_cache_for_each_is_the_same_as_live(committee):
     terms = terms_of(committee, {"kind": "n2n", "teacher": "b"}, {"kind": "forces", "agree": 0.5}, {"kind": "hessian", "rows": 2})
-    batch, out = terms.teacher_batch(BATCH, 1), make_model("painn", seed=9)
+    batch = terms.teacher_batch(BATCH, 1)
     live = {name: LiveTeacher(member, terms.needs_of(name)) for name, member in committee.members.items()}
     kept = {name: CachedTeacher.build(m, terms.needs_of(name), [BATCH], dataset_hash="d") for name, m in committee.members.items()}
     one, other = Council(live), Council(kept)
@@ -180,7 +180,6 @@ def test_a_cache_for_each_is_the_same_as_live(committee):
         for need in terms.needs_of(name):
             torch.testing.assert_close(one(batch)[name].get(need), other(batch)[name].get(need), rtol=1e-10, atol=1e-10)
         assert live[name].cost.batches > 0
-    assert out.training
 
 
 def test_the_mean_of_a_committee_is_a_teacher(committee):

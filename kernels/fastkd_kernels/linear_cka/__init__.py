@@ -1,1 +1,1 @@
-"""Linear centred kernel alignment in feature space, without N × N matrices."""
+"""Linear centred kernel alignment in feature space, without N × N matrices where there are many nodes."""

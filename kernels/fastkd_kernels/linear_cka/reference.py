@@ -35,8 +35,9 @@ def quotient(norm_p: Tensor, norm_q: Tensor, norm_k: Tensor) -> Tensor:
 
 def centred(x: Tensor) -> Tensor:
     """Features less the mean of each column, found in two passes: exactly 0 where a column is constant."""
-    mean = x.mean(0)
-    return x - (mean + (x - mean).mean(0))
+    # two subtractions: the sum of both means would be rounded once more
+    x = x - x.mean(0)
+    return x - x.mean(0)
 
 
 def grams(x: Tensor, y: Tensor) -> Grams:
