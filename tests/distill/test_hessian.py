@@ -54,6 +54,11 @@ def picked(whole: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def test_rows_of_the_largest_seed_that_a_run_may_have():
+    rows = sample_rows(BATCH, 4, seed=2**63 - 1, step=5)
+    assert not torch.equal(rows, sample_rows(BATCH, 4, seed=2**63 - 1, step=6))
+
+
 @pytest.mark.parametrize("name", ["schnet", "painn", "painn_direct", pytest.param("dimenet_pp", marks=pytest.mark.slow)])
 def test_rows_are_the_slopes_of_forces(name):
     model, rows = make_model(name).eval(), sample_rows(BATCH, 4, seed=3, step=5)

@@ -278,6 +278,7 @@ def test_the_fused_path_is_the_straightforward_composition(kind):
         ({"kind": "v2v_geometric", "projection": "mlp"}, ["rotational symmetry"]),
         ({"kind": "n2n", "geometric_mix": 0.2}, ["geometric_mix belongs to v2v_geometric"]),
         ({"kind": "n2n", "edges": "teacher"}, ["edges belongs to e2e"]),
+        ({"kind": "n2n", "reduce": "mean"}, ["reduce belongs to e2n and v2v"]),
         ({"kind": "n2n", "embeddings": "blocks"}, ["embeddings belongs to lkm"]),
         ({"kind": "forces", "teacher_layer": "regular_1"}, ["teacher_layer", "outputs are compared as they are"]),
     ],

@@ -93,6 +93,20 @@ def test_norms_are_averaged_and_batches_without_labels_are_passed_over() -> None
         Balance([_Fake("forces")], [x], every=1, decay=0).load_state_dict(balance.state_dict())  # type: ignore[list-item]
 
 
+def test_a_term_that_a_schedule_switches_on_is_measured_at_once() -> None:
+    x = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    balance = Balance([_Fake("n2n", "gradient_ratio")], [x], every=100, decay=0.5)  # type: ignore[list-item]
+
+    def step(number: int, scheduled: float) -> float:
+        # a term that the schedule has at 0 has no graph
+        raw = (4.0 * x[0]) if scheduled else torch.tensor(4.0)
+        return balance.weigh({"n2n": TermValue(raw, scheduled * raw, scheduled, "1")}, 8.0 * x[1], number)["n2n"].weight
+
+    assert [step(number, 0.0) for number in range(3)] == [0.0] * 3
+    assert step(3, 2.0) == pytest.approx(2.0 * 8 / 4)
+    assert step(4, 3.0) == pytest.approx(3.0 * 8 / 4)
+
+
 def test_terms_are_halved_and_stopped_when_the_student_is_ahead() -> None:
     teacher = ValidationErrors(energy=0.01, forces=0.1, score=11.0)
     terms = [_Fake("forces", when_passed="halve"), _Fake("energy", when_passed="stop"), _Fake("n2n", when_passed="stop"), _Fake("v2v")]

@@ -114,9 +114,13 @@ def test_large_offsets_and_extreme_scales(backend: str | None) -> None:
     for scale in (1e-9, 1e12):
         got = linear_cka((scale * x).float(), y.float(), backend=backend)
         assert abs(got.item() - want) < 1e-5 * want
-    shifted = (x + 1000).float()
-    exact = linear_cka(shifted.double(), y, backend="reference").item()
-    assert abs(linear_cka(shifted, y.float(), backend=backend).item() - exact) < 1e-5 * exact
+    for offset in (1e3, 1e6):
+        shifted = (x + offset).float().requires_grad_()
+        twin = shifted.detach().double().requires_grad_()
+        exact, got = linear_cka(twin, y, backend="reference"), linear_cka(shifted, y.float(), backend=backend)
+        assert abs(got.item() - exact.item()) < 1e-6 * exact.item()
+        want, gradient = torch.autograd.grad(exact, twin)[0], torch.autograd.grad(got, shifted)[0]
+        assert float((gradient - want).norm() / want.norm()) < 1e-5
 
 
 @each_backend

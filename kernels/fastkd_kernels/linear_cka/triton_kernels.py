@@ -1,6 +1,6 @@
 """GPU kernels: ``centred_grams_kernel`` (three Gram matrices in one launch) and ``centred_map_kernel`` (their gradient by one side).
 
-x [N, C] and y [N, D] are centred as they are read, by ``means`` [C] and [D]; no centred copy is made. Addresses are int64. Rows beyond
+x [N, C] and y [N, D] are centred as they are read, by means [2, C] and [2, D]; no centred copy is made. Addresses are int64. Rows beyond
 the last are 0 after centring, so they add nothing. Products run in the accumulator's dtype, float32 in `ieee` precision, never TF32.
 """
 
@@ -10,10 +10,11 @@ import triton.language as tl
 
 @triton.jit
 def _centred(x_ptr, mean_ptr, row, c, N, C, ACC: tl.constexpr):
-    """x[row, c] − mean[c], 0 outside of the matrix: a tile in the shape of row and c together."""
+    """x[row, c] − mean[0, c] − mean[1, c], 0 outside of the matrix: a tile in the shape of row and c together."""
     inside = (row < N) & (c < C)
     x = tl.load(x_ptr + row * C + c, mask=inside, other=0.0).to(ACC)
-    return tl.where(inside, x - tl.load(mean_ptr + c, mask=c < C, other=0.0), 0.0)
+    x -= tl.load(mean_ptr + c, mask=c < C, other=0.0)
+    return tl.where(inside, x - tl.load(mean_ptr + C + c, mask=c < C, other=0.0), 0.0)
 
 
 @triton.jit

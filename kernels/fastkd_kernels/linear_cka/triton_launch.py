@@ -54,6 +54,8 @@ def _map(x: Tensor, x_mean: Tensor, by_x: Tensor, y: Tensor, y_mean: Tensor, by_
 
 
 def _means(x: Tensor) -> Tensor:
-    """Column means in the accumulator's dtype, summed in float64; exact for constant columns, in float64 by a second pass."""
+    """Column means, and what rounding them has left, [2, C], in the accumulator's dtype: the two together are the mean in float64 or better."""
     mean = x.mean(0, dtype=torch.float64)
-    return mean + (x - mean).mean(0) if x.dtype == torch.float64 else mean.float()
+    if x.dtype == torch.float64:
+        return torch.stack([mean, (x - mean).mean(0)])
+    return torch.stack([mean.float(), (mean - mean.float()).float()])
