@@ -70,6 +70,10 @@ def _check_augment(config: Config) -> None:
     for key, ascents in _ASCENT_KEYS.items():
         if augment.kind == "adversarial" and augment.ascent not in ascents and getattr(augment, key) != usual[key]:
             raise ConfigError(f"augment.{key} belongs to augment.ascent={' and '.join(ascents)}, not {augment.ascent}; leave it away")
+    if augment.kind == "adversarial" and augment.ascent == "orthogonal":
+        unread = "ascent_rate" if augment.ascent_rule == "fixed" else "ascent_length"
+        if getattr(augment, unread) != usual[unread]:
+            raise ConfigError(f"augment.{unread} does nothing with augment.ascent_rule={augment.ascent_rule}; leave it away")
     if augment.kind == "rattle" and augment.along_force != "around" and augment.force_scale != usual["force_scale"]:
         raise ConfigError("augment.force_scale belongs to augment.along_force=around; leave it away")
     for key, kinds in _AUGMENT_KEYS.items():
@@ -115,14 +119,14 @@ def check_seeds(config: Config, key: str, seeds: Sequence[int]) -> None:
     """A cache of its own for each seed, where the seed chooses the structures.
 
     Args:
-        config: of the comparison.
+        config: of a run.
         key: that lists the seeds.
         seeds: more than one may need more than one file.
 
     Raises:
         ConfigError: if one file is named for all.
     """
-    if len(seeds) < 2 or not (config.data.labelled or config.data.unlabelled):
+    if len(seeds) < 2 or not config.distill.terms or not (config.data.labelled or config.data.unlabelled):
         return
     for teacher in config.named_teachers.values():
         if teacher.cache in ("disk", "auto") and teacher.cache_path.suffix in CACHE_FILES:

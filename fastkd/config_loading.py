@@ -54,13 +54,13 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise ConfigError(f"{name}: {', '.join(twice)} is given twice; each run needs a folder of its own")
-    check_seeds(config, "compare.seeds", config.compare.seeds)
-    check_seeds(config, "ablate.seeds", config.ablate.seeds)
     if not config.compare.arms:
         check_sense(config)
     for number, arm in enumerate(config.compare.arms):
         try:
-            check_sense(arm_config(config, arm, config.run.seed, config.run.dir))
+            one = arm_config(config, arm, config.run.seed, config.run.dir)
+            check_sense(one)
+            check_seeds(one, "compare.seeds", config.compare.seeds)
         except ConfigError as error:
             raise ConfigError(f"compare.arms.{number} ({arm.name}): {error}") from None
     return config

@@ -69,8 +69,14 @@ def select(data: DataFile, config: DataConfig, seed: int, *, forces: bool = True
 
     Raises:
         DataError: if a split or system is empty or unknown, labels are missing, or elements are tested that were never trained on.
-        ConfigError: if more structures are asked for than there are, or none of a split has forces and they are wanted.
+        ConfigError: if more structures are asked for than there are, none of a split has forces and they are wanted, or one split is to be
+            trained on and tested.
     """
+    for key in ("val_split", "test_split"):
+        if getattr(config, key) == config.train_split:
+            raise ConfigError(
+                f"data.train_split and data.{key} are both {config.train_split!r}: what is tried must not be trained on; name another"
+            )
     systems = _in_systems(data, config)
     missing = np.zeros(len(data), dtype=bool)
     missing[data.missing_labels(forces=forces)] = True

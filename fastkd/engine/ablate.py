@@ -25,6 +25,7 @@ from fastkd.analysis.gap import mean_std
 from fastkd.analysis.report import Row, Spread, make_rows
 from fastkd.analysis.runs import CURVE, Run, RunSummary
 from fastkd.config import ArmConfig, Config
+from fastkd.config_checks import check_seeds
 from fastkd.config_loading import arm_config, read_yaml, validate
 from fastkd.engine.devices import DTYPES, choose_device
 from fastkd.engine.evaluate import predict
@@ -136,6 +137,7 @@ class _Ablation:
         self.bench = Workbench(say=say)
         self.root = config.run.dir
         self.seeds = config.ablate.seeds or config.compare.seeds or [config.run.seed]
+        check_seeds(config, "ablate.seeds" if config.ablate.seeds else "compare.seeds", self.seeds)
         self.spent = 0.0  # s
         self.notes: list[str] = []
 
@@ -224,7 +226,10 @@ class _Ablation:
             # λ costs nothing
             terms = [term.model_copy(update={"weight": 1.0, "weight_start": 0.0}) for term in one.distill.terms]
             key = one.model_copy(
-                update={"distill": one.distill.model_copy(update={"terms": terms}), "run": self.config.run}
+                update={
+                    "distill": one.distill.model_copy(update={"terms": terms}),
+                    "run": self.config.run.model_copy(update={"dtype": one.run.dtype}),
+                }
             ).model_dump_json()
             if key not in by_cost:
                 by_cost[key] = self._overhead(one, self.root / "overhead" / f"{arm.name}.json", steps)

@@ -54,7 +54,7 @@ def run_build(args: argparse.Namespace) -> int:
         )
     for run in runs:
         check_cache_files(run)
-    bench = Workbench(planned=tuple(runs[: len(config.compare.arms)]))
+    bench = Workbench(planned=tuple(runs))
     built = 0
     for run in runs:
         if run.augment.kind in MOVING:

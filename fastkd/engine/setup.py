@@ -150,6 +150,7 @@ def build_cache_of(
     _start(config, teacher, data)
     student = new_student(config, data, data.device, teacher)
     terms = _terms(config, student, teacher, data)
+    bench.sources.check_dtypes(config, terms, teacher)
     for name, member in members_of(teacher).items():
         needs = terms.needs_of(name)
         if not needs:

@@ -15,6 +15,7 @@ from fastkd.engine.teacher_cache import disk_source, judge, measure_loss_error
 from fastkd.errors import UserError
 from fastkd.models import Potential
 from fastkd.teachers import BaseTeacher, CachedTeacher, Committee, Council, LiveTeacher, Need, Offer
+from fastkd.teachers.cache_dtypes import dtypes_of
 
 Say = Callable[[str], None]
 Source = LiveTeacher | CachedTeacher | Council
@@ -97,7 +98,18 @@ class Sources:
         if not isinstance(lesson.teacher, Committee):
             return self._one(lesson, "", lesson.teacher, chosen)
         asked = {name: member for name, member in lesson.teacher.members.items() if lesson.terms.needs_of(name)}
+        self.check_dtypes(lesson.config, lesson.terms, lesson.teacher)
         return Council({name: self._one(lesson, name, member, chosen) for name, member in asked.items()})
+
+    def check_dtypes(self, config: Config, terms: Terms, teacher: BaseTeacher) -> None:
+        """Of an ensemble, whose members keep different things: that every name in ``teacher.cache_dtype`` is kept of one of them.
+
+        Raises:
+            ConfigError: if one is not.
+        """
+        if config.teacher.members and config.teacher.cache in ("disk", "auto"):
+            needs = (terms.needs_of(name) | self.needs_to_come(config, name) for name in members_of(teacher))
+            dtypes_of(config.teacher.cache_dtype, frozenset[Need]().union(*needs))
 
     def _one(self, lesson: Lesson, name: str, teacher: BaseTeacher, live: frozenset[str] | None) -> LiveTeacher | CachedTeacher:
         """One teacher live, or from a cache of every training structure, shared where it covers them."""
@@ -144,7 +156,8 @@ class Sources:
 
     def _judged(self, lesson: Lesson, config: Config, name: str, teacher: BaseTeacher) -> str:
         """What ``auto`` comes to."""
-        key = _cache_key(config, teacher, lesson.data, "disk"), frozenset(lesson.data.training.tolist())
+        # longer runs ask more often
+        key = f"{_cache_key(config, teacher, lesson.data, 'disk')} {config.train.steps}", frozenset(lesson.data.training.tolist())
         if key in self.judged:
             return self.judged[key]
         sharing = [run for run in self.planned() if _shared(run) == lesson.pupils and run.distill.terms and run.augment.kind not in MOVING]

@@ -96,13 +96,13 @@ def synthesize(
         DataError: if no frame is left, or a file cannot be read or written.
     """
     _check(source, out, teacher, options)
+    starts = _starts(source, options)
     folder = out.with_name(out.name + ".synthesis")
     _open_folder(folder, source, teacher, options)
     cost, resumed = TeacherCost(), 0
     verdicts: Counter[str] = Counter()
     pairs: list[tuple[int, int]] = []  # start and frame of all that may stay
     frames = 0
-    starts = _starts(source, options)
     for first in range(0, len(starts), options.at_once):
         numbers = starts[first : first + options.at_once]
         done, trajectories = _group(source, folder, numbers, teacher, options, cost)

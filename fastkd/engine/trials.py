@@ -63,6 +63,8 @@ def make_trials(config: Config, say: Callable[[str], None]) -> list[ArmConfig]:
         raise ConfigError("this is a comparison of several runs; name one by its options, with compare.arms=[]")
     if not config.distill.terms:
         raise ConfigError("fastkd ablate varies distill.terms, and there are none; name a config with terms")
+    if not (config.loss.energy_weight or config.loss.forces_weight):
+        raise ConfigError("the student alone learns from labels, whose weights are 0: set loss.energy_weight or loss.forces_weight")
     for key in config.ablate.vary:
         shared = [name for name in _SHARED if name == key or name.startswith(f"{key}.")]
         if shared:
@@ -135,7 +137,11 @@ def _axes(config: Config) -> Iterator[list[_Option]]:
             yield [_scaled(name, path, term, factor) for factor in lists["weight_factors"]]
     for key, values in asked.vary.items():
         yield [
-            _Option(f"{re.sub('[^a-z0-9_]+', '-', key.rsplit('.', 1)[-1].lower())}-{_slug(v)}", f"{key} = {_text(v)}", {key: v})
+            _Option(
+                f"{re.sub('[^a-z0-9_]+', '-', key.rsplit('.', 1)[-1].lower()).strip('-') or 'key'}-{_slug(v)}",
+                f"{key} = {_text(v)}",
+                {key: v},
+            )
             for v in values
         ]
 

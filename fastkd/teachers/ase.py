@@ -141,6 +141,10 @@ def _contents(names: Iterable[object]) -> list[str]:
     """SHA-256 of those that name files, such as of weights: a file may be replaced under its name."""
     found = []
     for name in names:
+        if isinstance(name, Mapping):
+            found += _contents(name.values())
+        elif isinstance(name, list | tuple):
+            found += _contents(name)
         # an option may be any text, too long for a path for one
         with contextlib.suppress(OSError):
             if isinstance(name, str | Path) and Path(name).is_file():

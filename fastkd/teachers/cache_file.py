@@ -89,8 +89,10 @@ class CacheFile(Store):
         # an attribute takes longer to read than a row
         self._dtypes = {name: (str(item.attrs["dtype"]), str(item.attrs["live_dtype"])) for name, item in self._arrays.items()}
         self._reader = ShardReader(self._file, self.folder, self._arrays)
-        if missing := (self.key.needs | {POSITIONS}) - set(self._arrays):
+        if missing := set(self._names(self.key.needs)) - set(self._arrays):
             raise KeyError(sorted(missing))
+        if wants_edges(self.key.needs) and self.layout.edge_start is None:
+            raise KeyError(EDGE_PTR)
         self.num_bytes = self.path.stat().st_size + sum(size for _, size in self.shards)
         self.cost = TeacherCost(
             seconds=float(told["seconds"]),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -123,7 +124,8 @@ class ModuleTeacher(BaseTeacher):
         self.energy_scale = torch.ones((), dtype=torch.float64)
         self.num_parameters = sum(parameter.numel() for parameter in self.module.parameters())
         declared = f"{source} {foreign.identity} {foreign.units} {self.features} {sorted(foreign.references_in)} {foreign.forces} "
-        declared += f"{sorted((factory_options or {}).items())} {None if self.reference_energy is None else self.reference_energy.tolist()}"
+        # the text of an object that has none of its own holds an address, which differs from process to process
+        declared += f"{re.sub(' at 0x[0-9a-f]+', '', str(sorted((factory_options or {}).items())))} {None if self.reference_energy is None else self.reference_energy.tolist()}"
         self.hash = hashlib.sha256((state_hash(self.module) + declared).encode()).hexdigest()
         hessian = ("difference", EXACT) if foreign.forces == "gradient" else ("difference",)
         name = f"teacher ({foreign.name or type(self.module).__name__})"
