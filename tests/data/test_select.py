@@ -52,6 +52,8 @@ def test_systems(data: DataFile) -> None:
 @pytest.mark.parametrize(
     ("config", "kind", "message"),
     [
+        (DataConfig(train_split="test"), ConfigError, r"data.train_split and data.test_split are both 'test'"),
+        (DataConfig(train_split="val"), ConfigError, r"data.train_split and data.val_split are both 'val'"),
         (DataConfig(train_split="trian"), DataError, r"split 'trian' \(data.train_split\) is empty. It has test \(20\), train \(60\), val"),
         (DataConfig(test_split=""), DataError, r"split '' \(data.test_split\) is empty"),
         (DataConfig(systems=["water"]), DataError, "no system 'water'.*chain4, chain5"),

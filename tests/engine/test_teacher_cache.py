@@ -106,7 +106,7 @@ def test_a_file_of_another_teacher_is_refused_with_exit_2(words: list[str], tmp_
     save_model(seeded_model(12, 98), tmp_path / "other")
     refused = {
         "was made for another teacher's weights": [f"teacher.path={tmp_path / 'other'}"],
-        "was made for other training structures: it has 0 of 6": ["data.train_split=test"],
+        "was made for other training structures: it has 0 of 6": ["data.train_split=test", "data.test_split=train"],
         "lacks vector of the teacher": ["distill.terms=[{kind: v2v}]"],
         "was made for another dtype": ["run.dtype=float64", "teacher.dtype=float32"],
         "dtypes that features are kept in": ["teacher.cache_dtype=float16"],
