@@ -299,7 +299,7 @@ def test_needs_are_those_of_the_terms():
     assert needs(VECTOR_TEACHER, "energy", "n2n", "v2v") == {"energy", "node", "vector"}
     assert needs(EDGE_TEACHER, "e2n", "v2v") == {"edge_sum", "edge_vector_sum"}
     assert needs(EDGE_TEACHER, "e2n", reduce="mean") == {"edge_sum", "degree"}
-    assert needs(EDGE_TEACHER, "n2n", reduce="mean") == {"node"}
+    assert needs(EDGE_TEACHER, "n2n") == {"node"}
     assert needs(EDGE_TEACHER) == set()
 
 

@@ -46,8 +46,10 @@ def linear_cka(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
     if not fits or not x.is_floating_point():
         got = ", ".join(f"{name} {list(tensor.shape)} {tensor.dtype} on {tensor.device}" for name, tensor in (("x", x), ("y", y)))
         raise ValueError(f"linear_cka needs x [N, C] and y [N, D] of one floating dtype on one device, got {got}")
-    below = backends.PLAIN_LOSS_BELOW if small.few_nodes(x, y) else backends.PLAIN_BELOW
-    if backends.plain_is_faster(backend, x, x.numel() + y.numel(), below):
+    numbers = x.numel() + y.numel()
+    plain = backends.plain_is_faster(backend, x, numbers, backends.PLAIN_LOSS_BELOW)
+    # last, because a tracer must not see a condition on the number of nodes
+    if plain and (numbers < backends.PLAIN_BELOW or small.few_nodes(x, y)):
         return small.linear_cka(x, y)
     p, q, k = centred_grams(x, y, backends.resolve(backend, x))
     # a side without gradient needs none of its D × D numbers; a transform may still ask, unseen by requires_grad
