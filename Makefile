@@ -8,7 +8,8 @@ JOBS ?= 2
 
 # Tests are many and small: processes share the cores better than threads, and a waiting OpenMP team must not spin.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-PYTEST := $(PY) -m pytest -q -n $(JOBS)
+# a file stays with one worker: kernels compile once, and fixtures of a module are made once
+PYTEST := $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup peers train test slow teacher data bench gpu lint format docs aot check clean

@@ -45,6 +45,9 @@ LONG = (
     # variants of a model or a schedule whose first is quick
     ("test_gradients.py::test_weight_gradients_of_a_force_loss", "^(pamnet_s|mxmnet_smooth|gemnet_oc_(bessel|direct_smooth))"),
     ("test_compat_patches.py::test_training_on_forces", r"^(dimenet|ocp_painn)"),
+    ("test_compile.py::test_one_graph_for_all_sizes", ""),
+    ("test_hessian.py::test_training_brings_rows_nearer", "^pair1"),
+    ("test_seams_commands.py::test_an_ablation_of_what_meets", "^synthetic"),
     ("test_loop.py::test_resume_is_bitwise", "^(alone|tables|distilled)-(cosine|step|plateau)"),
     ("test_all_ops.py::test_gradcheck_on_strided_inputs", r"^painn_(radial|exact)\[(first|bessel|exp_normal|gaussian, (polynomial|none))"),
 )
