@@ -8,8 +8,9 @@ JOBS ?= 2
 
 # Tests are many and small: processes share the cores better than threads, and a waiting OpenMP team must not spin.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-# a file stays with one worker: kernels compile once, and fixtures of a module are made once
-PYTEST := $(PY) -m pytest -q -n $(JOBS) --dist loadfile
+PYTEST := $(PY) -m pytest -q -n $(JOBS)
+# a file stays with one worker: its kernels compile once, and its fixtures are made once
+BY_FILE := --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup peers train test slow teacher data bench gpu lint format docs aot check clean
@@ -35,7 +36,7 @@ train: $(STAMP) ## distil the embedded teacher into a small student (ARGS="a.b=c
 
 test: $(STAMP) ## run the tests, Triton kernels in the interpreter included
 	TRITON_INTERPRET=1 $(TEST_ENV) $(PYTEST) -m "triton and not slow and not gpu" tests/kernels
-	$(TEST_ENV) $(PYTEST) -m "not slow and not gpu and not triton" $(ARGS)
+	$(TEST_ENV) $(PYTEST) $(BY_FILE) -m "not slow and not gpu and not triton" $(ARGS)
 
 slow: $(STAMP) ## run the long tests
 	TRITON_INTERPRET=1 $(TEST_ENV) $(PYTEST) -m "triton and slow and not gpu" tests/kernels || test $$? -eq 5
