@@ -58,8 +58,17 @@ class Kernel:
         if threads == 1 and not self._one_code:
             self._serial(*args)
         else:
+            _start_threads()
             numba.set_num_threads(threads)
             self._threaded(*args)
+
+
+@lru_cache(maxsize=1)
+def _start_threads() -> None:
+    """Once: numba's threads may be those of the same OpenMP as torch's, whose number their start would change."""
+    before = torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(before)
 
 
 def threads_for(work: int) -> int:

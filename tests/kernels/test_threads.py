@@ -5,6 +5,8 @@ BLAS itself does not keep this promise: products of 7 rows have other bits on tw
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -210,3 +212,16 @@ def test_an_error_in_a_tile_is_raised_when_all_tiles_have_stopped(monkeypatch: p
         assert running == [1]
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_first_kernel_leaves_the_number_of_threads_alone() -> None:
+    """In a process of its own, because numba starts its threads once."""
+    program = """
+import torch
+torch.set_num_threads(1)
+from fastkd_kernels import radial_basis
+length = torch.rand(50, requires_grad=True)
+radial_basis(length, "gaussian", 5.0, 8, backend="numba").sum().backward()
+assert torch.get_num_threads() == 1, torch.get_num_threads()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
