@@ -77,8 +77,7 @@ def _check_augment(config: Config) -> None:
     if augment.kind == "rattle" and augment.along_force != "around" and augment.force_scale != usual["force_scale"]:
         raise ConfigError("augment.force_scale belongs to augment.along_force=around; leave it away")
     for key, kinds in _AUGMENT_KEYS.items():
-        default = type(augment).model_fields[key].default
-        if augment.kind not in ("none", *kinds) and getattr(augment, key) != default:
+        if augment.kind not in ("none", *kinds) and getattr(augment, key) != usual[key]:
             raise ConfigError(f"augment.{key} belongs to augment.kind={' and '.join(kinds)}, not {augment.kind}; leave it away")
     taught = any(term.kind != "lkm" for term in config.distill.terms)
     if augment.kind in ("rattle", "adversarial") and not taught:

@@ -53,9 +53,7 @@ class SynthesisOptions:
     max_energy: float = 10.0  #: eV, frames further from the zero of energy go; 0 for no limit
     max_force: float = 50.0  #: eV/Å, frames with a larger force on an atom go; 0 for no limit
     zero: Literal["start", "absolute"] = "start"  #: energies are counted from the trajectory's first frame, or as the teacher gives them
-    split: str = (
-        ""  #: start from this split; empty: from "train" if the file has one, else from all. Test structures must not be trained on
-    )
+    split: str = ""  #: start from this split; empty: from "train" if there is one, else from all, because nothing tested may be trained on
     limit: int = 0  #: frames to keep at most; 0 for all
     at_once: int = 16  #: trajectories that run side by side
     seed: int = 123  #: of the choice of frames and of dynamics

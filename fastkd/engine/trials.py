@@ -136,14 +136,9 @@ def _axes(config: Config) -> Iterator[list[_Option]]:
         if lists["weight_factors"]:
             yield [_scaled(name, path, term, factor) for factor in lists["weight_factors"]]
     for key, values in asked.vary.items():
-        yield [
-            _Option(
-                f"{re.sub('[^a-z0-9_]+', '-', key.rsplit('.', 1)[-1].lower()).strip('-') or 'key'}-{_slug(v)}",
-                f"{key} = {_text(v)}",
-                {key: v},
-            )
-            for v in values
-        ]
+        # of a key, which may be an option of somebody else's, what a folder may be called
+        name = re.sub("[^a-z0-9_]+", "-", key.rsplit(".", 1)[-1].lower()).strip("-") or "key"
+        yield [_Option(f"{name}-{_slug(v)}", f"{key} = {_text(v)}", {key: v}) for v in values]
 
 
 def _scaled(name: str, path: str, term: TermConfig, factor: float) -> _Option:

@@ -24,8 +24,9 @@ Pair = tuple[Tensor, Tensor]
 def linear_cka(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
     """Linear CKA of two sets of features of the same nodes, ‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖) with centred columns.
 
-    No N × N matrix is made, but on a CPU where that is the smaller one. It lies in [0, 1], is symmetric, and does not change when either side is rotated, mirrored, shifted or scaled as a whole. All nodes
-    given are one population: the CKA of a batch is not the mean of the CKA of its images.
+    It lies in [0, 1], is symmetric, and does not change when either side is rotated, mirrored, shifted or scaled as a whole. All nodes
+    given are one population: the CKA of a batch is not the mean of the CKA of its images. No N × N matrix is made, but on a CPU where that
+    is the smaller one.
 
     Args:
         x: features, [N, C].
